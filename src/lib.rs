@@ -1,0 +1,7 @@
+//! flagpost: correct, durable webhooks for any Flagsmith installation.
+//!
+//! Data flows one way: source → mirror → event → ledger → delivery. `ARCHITECTURE.md` has the map.
+
+pub mod change;
+pub mod error;
+pub mod schema;
