@@ -6,11 +6,14 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::schema::Table;
 
 /// A position in the write-ahead log, in bytes (PostgreSQL manual, `pg_lsn`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
 pub struct Lsn(pub u64);
 
 impl fmt::Display for Lsn {
@@ -32,8 +35,27 @@ impl FromStr for Lsn {
 }
 
 /// A moment as PostgreSQL counts it: microseconds since 1970-01-01 00:00:00 UTC (not PostgreSQL's own epoch of 2000).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
 pub struct Micros(pub i64);
+
+impl Micros {
+    /// Reads PostgreSQL's ISO text form of `timestamp with time zone` (`2026-11-24 02:35:23.97437+00`).
+    /// `None` for what is none, and for `infinity`.
+    pub fn parse(text: &str) -> Option<Micros> {
+        text.parse::<jiff::Timestamp>().ok().map(|t| Micros(t.as_microsecond()))
+    }
+
+    /// This moment, by this machine's clock.
+    pub fn now() -> Micros {
+        Micros(jiff::Timestamp::now().as_microsecond())
+    }
+
+    /// This moment plus `duration`.
+    #[must_use]
+    pub fn plus(self, duration: std::time::Duration) -> Micros {
+        Micros(self.0.saturating_add(i64::try_from(duration.as_micros()).unwrap_or(i64::MAX)))
+    }
+}
 
 /// One field of a [`Row`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,17 +71,22 @@ pub enum Field<'a> {
 const NULL: u32 = u32::MAX;
 const UNCHANGED: u32 = u32::MAX - 1;
 
-/// One row of a table of [`crate::schema`], its fields in the order of [`Table::columns`], in one allocation.
+/// One row of a table of [`crate::schema`], its fields in the order of [`Table::columns`], in one shared allocation:
+/// a clone is a reference, so the state before a change costs no copy.
 ///
-/// Layout: one little-endian `u32` a field (its length in bytes, or a marker for NULL or unchanged), then the texts.
+/// Layout: the number of fields (little-endian `u16`), one little-endian `u32` a field (its length in bytes, or a
+/// marker for NULL or unchanged), then the texts.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Row(Box<[u8]>, u16);
+pub struct Row(Arc<[u8]>);
+
+const COUNT_BYTES: usize = 2;
 
 impl Row {
     /// Packs fields that are in the order of [`Table::columns`].
     pub fn pack(fields: &[Field<'_>]) -> Row {
         let text: usize = fields.iter().map(|f| if let Field::Text(t) = f { t.len() } else { 0 }).sum();
-        let mut data = Vec::with_capacity(fields.len() * 4 + text);
+        let mut data = Vec::with_capacity(COUNT_BYTES + fields.len() * 4 + text);
+        data.extend_from_slice(&u16::try_from(fields.len()).unwrap_or(u16::MAX).to_le_bytes());
         for field in fields {
             let header = match field {
                 Field::Null => NULL,
@@ -74,16 +101,17 @@ impl Row {
                 data.extend_from_slice(t.as_bytes());
             }
         }
-        Row(data.into_boxed_slice(), u16::try_from(fields.len()).unwrap_or(u16::MAX))
+        Row(data.into())
     }
 
     fn header(&self, index: usize) -> u32 {
-        self.0.get(index * 4..index * 4 + 4).and_then(|b| b.try_into().ok()).map_or(NULL, u32::from_le_bytes)
+        let at = COUNT_BYTES + index * 4;
+        self.0.get(at..at + 4).and_then(|b| b.try_into().ok()).map_or(NULL, u32::from_le_bytes)
     }
 
     /// The field at `index` (an index into [`Table::columns`]); NULL when there is none.
     pub fn get(&self, index: usize) -> Field<'_> {
-        let count = usize::from(self.1);
+        let count = self.len();
         if index >= count {
             return Field::Null;
         }
@@ -91,17 +119,20 @@ impl Row {
             NULL => Field::Null,
             UNCHANGED => Field::Unchanged,
             length => {
-                let before: usize = (0..index)
-                    .map(|i| self.header(i))
-                    .filter(|&h| h != NULL && h != UNCHANGED)
-                    .map(|h| h as usize)
-                    .sum();
-                let start = count * 4 + before;
+                let before: usize = (0..index).map(|i| self.text_len(i)).sum();
+                let start = COUNT_BYTES + count * 4 + before;
                 self.0
                     .get(start..start + length as usize)
                     .and_then(|bytes| std::str::from_utf8(bytes).ok())
                     .map_or(Field::Null, Field::Text)
             }
+        }
+    }
+
+    fn text_len(&self, index: usize) -> usize {
+        match self.header(index) {
+            NULL | UNCHANGED => 0,
+            length => length as usize,
         }
     }
 
@@ -130,12 +161,12 @@ impl Row {
 
     /// How many fields the row has.
     pub fn len(&self) -> usize {
-        usize::from(self.1)
+        self.0.first_chunk().map_or(0, |count| usize::from(u16::from_le_bytes(*count)))
     }
 
     /// Whether the row has no fields.
     pub fn is_empty(&self) -> bool {
-        self.1 == 0
+        self.len() == 0
     }
 
     /// All fields in order.
@@ -164,15 +195,12 @@ impl Row {
         &self.0
     }
 
-    /// A row from [`Row::as_bytes`] with `len` fields; `None` when the bytes are no row.
-    pub fn from_bytes(bytes: &[u8], len: usize) -> Option<Row> {
-        let row = Row(bytes.into(), u16::try_from(len).ok()?);
-        let text: usize = (0..len)
-            .map(|i| row.header(i))
-            .filter(|&h| h != NULL && h != UNCHANGED)
-            .map(|h| h as usize)
-            .sum();
-        (len * 4 + text == bytes.len()).then_some(row)
+    /// A row from [`Row::as_bytes`]; `None` when the bytes are no row.
+    pub fn from_bytes(bytes: &[u8]) -> Option<Row> {
+        let row = Row(bytes.into());
+        let count = row.len();
+        let text: usize = (0..count).map(|i| row.text_len(i)).sum();
+        (COUNT_BYTES + count * 4 + text == bytes.len()).then_some(row)
     }
 
     /// The size of the row in memory, in bytes.
@@ -184,7 +212,21 @@ impl Row {
 /// Rows hold webhook secrets, so their fields are never printed.
 impl fmt::Debug for Row {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Row({} fields, {} bytes)", self.1, self.0.len())
+        write!(f, "Row({} fields, {} bytes)", self.len(), self.0.len())
+    }
+}
+
+/// For what the ledger keeps of an open group; never for logs.
+impl Serialize for Row {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_bytes(&self.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for Row {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let bytes = <&[u8]>::deserialize(deserializer)?;
+        Row::from_bytes(bytes).ok_or_else(|| serde::de::Error::custom("these bytes are no row"))
     }
 }
 
@@ -296,16 +338,27 @@ mod tests {
                 texts.iter().map(|t| t.as_deref().map_or(Field::Null, Field::Text)).collect();
             let row = Row::pack(&fields);
             prop_assert_eq!(row.fields().collect::<Vec<_>>(), fields.clone());
-            let again = Row::from_bytes(row.as_bytes(), fields.len());
+            let again = Row::from_bytes(row.as_bytes());
             prop_assert_eq!(again, Some(row));
         }
 
         #[test]
-        fn stored_bytes_that_are_no_row_are_refused_and_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..64), len in 0usize..9) {
-            if let Some(row) = Row::from_bytes(&bytes, len) {
-                prop_assert_eq!(row.fields().count(), len);
+        fn stored_bytes_that_are_no_row_are_refused_and_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..64)) {
+            if let Some(row) = Row::from_bytes(&bytes) {
+                prop_assert_eq!(row.fields().count(), row.len());
             }
         }
+    }
+
+    #[test]
+    fn a_time_is_read_to_the_microsecond() {
+        assert_eq!(Micros::parse("1970-01-01 00:00:01.5+00"), Some(Micros(1_500_000)));
+        assert_eq!(Micros::parse("2026-11-24 02:35:23.97437+00"), Some(Micros(1_795_487_723_974_370)));
+        assert_eq!(
+            Micros::parse("2026-11-24 04:35:23.97437+02"),
+            Micros::parse("2026-11-24 02:35:23.97437+00")
+        );
+        assert_eq!(Micros::parse("infinity"), None);
     }
 
     #[test]

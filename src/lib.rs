@@ -4,4 +4,6 @@
 
 pub mod change;
 pub mod error;
+pub mod event;
+pub mod mirror;
 pub mod schema;

@@ -73,6 +73,8 @@ pub enum Table {
     ValueHistory,
     /// History of percentages: who and when.
     MvHistory,
+    /// History of environments: an audit row about an environment shows it as its history record has it.
+    EnvironmentHistory,
     /// The audit log.
     AuditLog,
 }
@@ -100,6 +102,7 @@ impl Table {
         Table::StateHistory,
         Table::ValueHistory,
         Table::MvHistory,
+        Table::EnvironmentHistory,
         Table::AuditLog,
     ];
 
@@ -126,6 +129,7 @@ impl Table {
             Table::StateHistory => "features_historicalfeaturestate",
             Table::ValueHistory => "features_historicalfeaturestatevalue",
             Table::MvHistory => "multivariate_historicalmultivariatefeaturestatevalue",
+            Table::EnvironmentHistory => "environments_historicalenvironment",
             Table::AuditLog => "audit_auditlog",
         }
     }
@@ -158,6 +162,7 @@ impl Table {
             Table::StateHistory => state_history::COLUMNS,
             Table::ValueHistory => value_history::COLUMNS,
             Table::MvHistory => mv_history::COLUMNS,
+            Table::EnvironmentHistory => environment_history::COLUMNS,
             Table::AuditLog => audit_log::COLUMNS,
         }
     }
@@ -171,7 +176,8 @@ impl Table {
             | Table::ChangeRequest
             | Table::MvValue
             | Table::ValueHistory
-            | Table::MvHistory => Need::Optional,
+            | Table::MvHistory
+            | Table::EnvironmentHistory => Need::Optional,
             _ => Need::Required,
         }
     }
@@ -792,6 +798,35 @@ pub mod mv_history {
     ];
 }
 
+/// Columns of `environments_historicalenvironment`; but for the first they are columns of `environments_environment`.
+pub mod environment_history {
+    use super::{Column, optional, required};
+
+    /// `history_id`
+    pub const HISTORY_ID: usize = 0;
+    /// `id`
+    pub const ID: usize = 1;
+
+    pub(super) const COLUMNS: &[Column] = &[
+        required("history_id"),
+        required("id"),
+        optional("name"),
+        optional("api_key"),
+        optional("project_id"),
+        optional("minimum_change_request_approvals"),
+        optional("allow_client_traits"),
+        optional("description"),
+        optional("banner_colour"),
+        optional("banner_text"),
+        optional("hide_disabled_flags"),
+        optional("use_mv_v2_evaluation"),
+        optional("hide_sensitive_data"),
+        optional("use_v2_feature_versioning"),
+        optional("use_identity_overrides_in_local_eval"),
+        optional("is_creating"),
+    ];
+}
+
 /// Columns of `audit_auditlog`.
 pub mod audit_log {
     use super::{Column, optional, required};
@@ -816,6 +851,10 @@ pub mod audit_log {
     pub const IS_SYSTEM_EVENT: usize = 8;
     /// `related_object_uuid`
     pub const RELATED_OBJECT_UUID: usize = 9;
+    /// `history_record_class_path`
+    pub const HISTORY_RECORD_CLASS_PATH: usize = 10;
+    /// `history_record_id`
+    pub const HISTORY_RECORD_ID: usize = 11;
 
     pub(super) const COLUMNS: &[Column] = &[
         required("id"),
@@ -828,6 +867,8 @@ pub mod audit_log {
         required("project_id"),
         optional("is_system_event"),
         optional("related_object_uuid"),
+        optional("history_record_class_path"),
+        optional("history_record_id"),
     ];
 }
 

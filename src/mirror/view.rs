@@ -1,0 +1,281 @@
+//! What a receiver sees of a flag: the state in force in a slot, with the rows that its payload is made of.
+
+use serde::{Deserialize, Serialize};
+
+use crate::change::{Field, Key, Micros, Row};
+use crate::schema::{
+    Table, environment, environment_history, feature, feature_segment, feature_state, feature_version,
+    mv_option, mv_value, organisation, project, state_value,
+};
+
+use super::{Mirror, Slot, flag_of_version};
+
+/// A typed value (`features_featurestatevalue`, `multivariate_multivariatefeatureoption`): the column that `type` names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Value<'a> {
+    /// No row, or NULL in the column.
+    Null,
+    /// `type = 'int'`
+    Int(i64),
+    /// `type = 'bool'`
+    Bool(bool),
+    /// Any other `type`.
+    Text(&'a str),
+}
+
+impl<'a> Value<'a> {
+    fn of(row: &'a Row, kind: usize, boolean: usize, integer: usize, string: usize) -> Value<'a> {
+        match row.text(kind) {
+            Some("int") => row.int(integer).map_or(Value::Null, Value::Int),
+            Some("bool") if !row.is_null(boolean) => Value::Bool(row.flag(boolean)),
+            Some("bool") => Value::Null,
+            _ => row.text(string).map_or(Value::Null, Value::Text),
+        }
+    }
+}
+
+/// The state in force in a slot with everything that its payload shows. The rows are shared with the mirror, so a view
+/// of the state before a change stays as it was and costs little.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct StateView {
+    /// `features_featurestate`
+    pub state: Row,
+    /// `features_featurestatevalue`, if there is one.
+    pub value: Option<Row>,
+    /// `features_feature`
+    pub feature: Row,
+    /// `projects_project`
+    pub project: Row,
+    /// `environments_environment`
+    pub environment: Row,
+    /// `environments_identity`, of an identity override whose identity is known.
+    pub identity: Option<Row>,
+    /// `features_featuresegment`, of a segment override.
+    pub feature_segment: Option<Row>,
+    /// `segments_segment`, of a segment override.
+    pub segment: Option<Row>,
+    /// `feature_versioning_environmentfeatureversion`, of a state in a versioned environment.
+    pub version: Option<Row>,
+    /// `multivariate_multivariatefeaturestatevalue` with its option, in id order.
+    pub variants: Vec<(Row, Option<Row>)>,
+}
+
+impl StateView {
+    /// `features_featurestate.id`
+    pub fn state_id(&self) -> i64 {
+        self.state.int(feature_state::ID).unwrap_or(0)
+    }
+
+    /// The state's value.
+    pub fn value(&self) -> Value<'_> {
+        self.value.as_ref().map_or(Value::Null, |row| {
+            Value::of(
+                row,
+                state_value::TYPE,
+                state_value::BOOLEAN_VALUE,
+                state_value::INTEGER_VALUE,
+                state_value::STRING_VALUE,
+            )
+        })
+    }
+
+    /// The value of a variant.
+    pub fn option_value(option: &Row) -> Value<'_> {
+        Value::of(
+            option,
+            mv_option::TYPE,
+            mv_option::BOOLEAN_VALUE,
+            mv_option::INTEGER_VALUE,
+            mv_option::STRING_VALUE,
+        )
+    }
+
+    /// Whether a receiver would see the same flag: enabled, value, variants with their percentages, the override's
+    /// priority. Not the metadata of feature, segment, environment or project (SEMANTICS.md §5).
+    pub fn looks_like(&self, other: &StateView) -> bool {
+        let priority = |view: &StateView| {
+            view.feature_segment.as_ref().and_then(|row| row.int(feature_segment::PRIORITY))
+        };
+        self.state.flag(feature_state::ENABLED) == other.state.flag(feature_state::ENABLED)
+            && self.value() == other.value()
+            && priority(self) == priority(other)
+            && self.variants.len() == other.variants.len()
+            && self.variants.iter().zip(&other.variants).all(|(a, b)| same_variant(a, b))
+    }
+
+    /// Whether the feature's own metadata (name, description, initial value, type, default) is the same.
+    pub fn same_feature_metadata(&self, other: &StateView) -> bool {
+        [feature::NAME, feature::DESCRIPTION, feature::INITIAL_VALUE, feature::DEFAULT_ENABLED, feature::TYPE]
+            .into_iter()
+            .all(|column| self.feature.get(column) == other.feature.get(column))
+    }
+}
+
+fn same_variant(a: &(Row, Option<Row>), b: &(Row, Option<Row>)) -> bool {
+    let percentage =
+        |row: &Row| row.text(mv_value::PERCENTAGE_ALLOCATION).and_then(|t| t.parse::<f64>().ok());
+    percentage(&a.0) == percentage(&b.0)
+        && a.0.int(mv_value::MULTIVARIATE_FEATURE_OPTION_ID)
+            == b.0.int(mv_value::MULTIVARIATE_FEATURE_OPTION_ID)
+        && a.1.as_ref().map(StateView::option_value) == b.1.as_ref().map(StateView::option_value)
+}
+
+impl Mirror {
+    /// Whether an environment, its project and its organisation are all there and not soft-deleted.
+    pub fn environment_is_alive(&self, environment: i64) -> bool {
+        let Some(row) = self.row_by_id(Table::Environment, environment) else { return false };
+        let Some(project_row) = self.project_of(row) else { return false };
+        let organisation_is_alive = project_row
+            .int(project::ORGANISATION_ID)
+            .and_then(|id| self.row_by_id(Table::Organisation, id))
+            .is_none_or(|row| row.is_null(organisation::DELETED_AT));
+        row.is_null(environment::DELETED_AT)
+            && project_row.is_null(project::DELETED_AT)
+            && organisation_is_alive
+    }
+
+    /// Whether an environment is still being filled by a clone.
+    pub fn environment_is_being_created(&self, environment: i64) -> bool {
+        self.row_by_id(Table::Environment, environment).is_some_and(|row| row.flag(environment::IS_CREATING))
+    }
+
+    /// The project of an environment.
+    pub fn project_of(&self, environment_row: &Row) -> Option<&Row> {
+        self.row_by_id(Table::Project, environment_row.int(environment::PROJECT_ID)?)
+    }
+
+    /// The state in force in `slot` at `at`, with all that its payload shows; `None` where there is none, or where its
+    /// feature, environment or project is gone.
+    pub fn in_force(&self, slot: &Slot, at: Micros) -> Option<StateView> {
+        if !self.environment_is_alive(slot.environment) {
+            return None;
+        }
+        let feature = self.row_by_id(Table::Feature, slot.feature)?;
+        if !feature.is_null(feature::DELETED_AT) {
+            return None;
+        }
+        let environment = self.row_by_id(Table::Environment, slot.environment)?;
+        let live_version = self.live_version(slot, environment, at);
+        let state = self
+            .slots
+            .states(slot)
+            .filter_map(|id| self.row_by_id(Table::FeatureState, id))
+            .filter(|state| self.is_in_force(state, live_version, at))
+            .max_by_key(|state| precedence(state))?;
+        self.view(state, feature, environment)
+    }
+
+    fn view(&self, state: &Row, feature: &Row, environment: &Row) -> Option<StateView> {
+        let id = state.int(feature_state::ID)?;
+        let identity = match state.int(feature_state::IDENTITY_ID) {
+            Some(identity) => Some(self.row_by_id(Table::Identity, identity)?.clone()),
+            None => None,
+        };
+        let feature_segment = match state.int(feature_state::FEATURE_SEGMENT_ID) {
+            Some(override_id) => Some(self.row_by_id(Table::FeatureSegment, override_id)?.clone()),
+            None => None,
+        };
+        let segment = feature_segment
+            .as_ref()
+            .and_then(|row| self.row_by_id(Table::Segment, row.int(feature_segment::SEGMENT_ID)?).cloned());
+        let value = self.values.get(id).next_back().and_then(|v| self.row_by_id(Table::StateValue, v));
+        let variants = self
+            .variants
+            .get(id)
+            .filter_map(|variant| self.row_by_id(Table::MvValue, variant))
+            .map(|variant| {
+                let option = variant
+                    .int(mv_value::MULTIVARIATE_FEATURE_OPTION_ID)
+                    .and_then(|option| self.row_by_id(Table::MvOption, option));
+                (variant.clone(), option.cloned())
+            })
+            .collect();
+        Some(StateView {
+            state: state.clone(),
+            value: value.cloned(),
+            feature: feature.clone(),
+            project: self.project_of(environment)?.clone(),
+            environment: environment.clone(),
+            identity,
+            feature_segment,
+            segment,
+            version: self.version_of(state).cloned(),
+            variants,
+        })
+    }
+
+    fn version_of(&self, state: &Row) -> Option<&Row> {
+        let uuid = state.text(feature_state::ENVIRONMENT_FEATURE_VERSION_ID)?;
+        self.row(Table::FeatureVersion, &Key::Text(uuid.into()))
+    }
+
+    /// A state without a change request is in force at once: its `live_from` is the application's clock, which may be
+    /// ahead of the database's. Identity overrides are outside versions (SEMANTICS.md §5); everything else in a versioned environment counts only
+    /// in the version that is live.
+    fn is_in_force(&self, state: &Row, live_version: Option<&str>, at: Micros) -> bool {
+        match (live_version, state.text(feature_state::ENVIRONMENT_FEATURE_VERSION_ID)) {
+            (Some(live), Some(own)) => live == own,
+            (Some(_), None) => !state.is_null(feature_state::IDENTITY_ID),
+            (None, Some(_)) => false,
+            (None, None) => {
+                !self.capabilities.state_versions
+                    || (!state.is_null(feature_state::VERSION)
+                        && (state.is_null(feature_state::CHANGE_REQUEST_ID)
+                            || time(state, feature_state::LIVE_FROM)
+                                .is_some_and(|live_from| live_from <= at)))
+            }
+        }
+    }
+
+    /// The version of the slot's feature that is live at `at`, in an environment that is versioned.
+    fn live_version(&self, slot: &Slot, environment: &Row, at: Micros) -> Option<&str> {
+        if !environment.flag(environment::USE_V2_FEATURE_VERSIONING) {
+            return None;
+        }
+        self.versions
+            .get(&(slot.feature, slot.environment))?
+            .iter()
+            .filter_map(|uuid| self.row(Table::FeatureVersion, &Key::Text(uuid.clone())))
+            .filter(|row| {
+                row.is_null(feature_version::DELETED_AT) && !row.is_null(feature_version::PUBLISHED_AT)
+            })
+            .filter_map(|row| {
+                Some((time(row, feature_version::LIVE_FROM)?, row.text(feature_version::UUID)?))
+            })
+            .filter(|(live_from, _)| *live_from <= at)
+            .max()
+            .map(|(_, uuid)| uuid)
+    }
+
+    /// An environment as one of its history records has it; columns that the history lacks come from the environment.
+    pub fn environment_in_history(&self, history_id: i64) -> Option<Row> {
+        let record = self.row_by_id(Table::EnvironmentHistory, history_id)?;
+        let now = self.row_by_id(Table::Environment, record.int(environment_history::ID)?)?;
+        let history_columns = Table::EnvironmentHistory.columns();
+        let fields: Vec<Field<'_>> = Table::Environment
+            .columns()
+            .iter()
+            .enumerate()
+            .map(|(i, column)| {
+                let in_history = history_columns.iter().position(|c| c.name == column.name);
+                in_history.map_or(now.get(i), |at| record.get(at))
+            })
+            .collect();
+        Some(Row::pack(&fields))
+    }
+
+    /// The slots that a version of a feature may change.
+    pub fn slots_of_version(&self, version: &Row) -> impl Iterator<Item = Slot> + '_ {
+        let (feature, environment) = flag_of_version(version);
+        self.slots_of(feature, Some(environment))
+    }
+}
+
+fn time(row: &Row, column: usize) -> Option<Micros> {
+    row.text(column).and_then(Micros::parse)
+}
+
+/// Of several states in a slot the one that went live last is in force; of those the highest version.
+fn precedence(state: &Row) -> (Option<Micros>, Option<i64>, Option<i64>) {
+    (time(state, feature_state::LIVE_FROM), state.int(feature_state::VERSION), state.int(feature_state::ID))
+}
