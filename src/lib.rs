@@ -3,7 +3,9 @@
 //! Data flows one way: source → mirror → event → ledger → delivery. `ARCHITECTURE.md` has the map.
 
 pub mod change;
+pub mod delivery;
 pub mod error;
 pub mod event;
+pub mod ledger;
 pub mod mirror;
 pub mod schema;

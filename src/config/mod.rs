@@ -1,0 +1,347 @@
+//! Configuration: what was written ([`raw`]) and what it means ([`Config`]), parsed into types that cannot be wrong.
+//!
+//! Every key of the TOML file can be given as `FLAGPOST_SECTION_KEY`, which wins over the file. Secrets come from the URL,
+//! from `database.password_file`, or from systemd's credential `database-password`; they never show in `Debug` or errors.
+
+mod raw;
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use ipnet::IpNet;
+use secrecy::{ExposeSecret, SecretString};
+
+use crate::delivery::{Schedule, Timeouts};
+use crate::error::{Error, Result};
+use crate::event::{Format, Formats, Settle};
+use crate::source::ConnInfo;
+
+/// Where the file is looked for when `--config` names none.
+pub const DEFAULT_FILE: &str = "/etc/flagpost/flagpost.toml";
+/// systemd's name of the database password (`LoadCredential=database-password:…`).
+const PASSWORD_CREDENTIAL: &str = "database-password";
+
+/// Where changes are read from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// Logical replication.
+    Replication,
+}
+
+/// How log lines are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// The checked configuration.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// The Flagsmith database.
+    pub database: ConnInfo,
+    /// Where changes are read from.
+    pub mode: Mode,
+    /// The replication slot.
+    pub slot: String,
+    /// The publication.
+    pub publication: String,
+    /// The schema of Flagsmith's tables.
+    pub schema: String,
+    /// How changes are grouped into events.
+    pub settle: Settle,
+    /// Directory of the ledger.
+    pub state_dir: PathBuf,
+    /// Which body an endpoint gets.
+    pub formats: Formats,
+    /// Whether a change of a feature's own metadata is an event.
+    pub metadata_events: bool,
+    /// Networks that the guard lets through.
+    pub allow: Vec<IpNet>,
+    /// Limits of one call.
+    pub timeouts: Timeouts,
+    /// When failed deliveries are tried again.
+    pub schedule: Schedule,
+    /// Calls in flight to one endpoint.
+    pub max_in_flight: usize,
+    /// Address of metrics and status; `None` for `off`.
+    pub ops_listen: Option<SocketAddr>,
+    /// How log lines are written.
+    pub log_format: LogFormat,
+    /// What is logged: a `tracing` filter (`info`, `flagpost=debug`).
+    pub log_level: String,
+    /// Environment variables that begin with `FLAGPOST_` and mean nothing: probably misspelt.
+    pub unknown_variables: Vec<String>,
+}
+
+impl Config {
+    /// Reads the file (the default one if it exists, where none is named) and the environment.
+    pub fn load(file: Option<&Path>, environment: &BTreeMap<String, String>) -> Result<Config> {
+        let text = match file {
+            Some(path) => read(path)?,
+            None if Path::new(DEFAULT_FILE).exists() => read(Path::new(DEFAULT_FILE))?,
+            None => String::new(),
+        };
+        let shown = file.unwrap_or(Path::new(DEFAULT_FILE));
+        let (raw, unknown_variables) = raw::parse(&text, shown, environment)?;
+        check(raw, unknown_variables, environment)
+    }
+}
+
+fn read(path: &Path) -> Result<String> {
+    std::fs::read_to_string(path)
+        .map_err(|e| Error::config(format!("the configuration {} cannot be read: {e}", path.display())))
+}
+
+fn check(
+    raw: raw::Raw,
+    unknown_variables: Vec<String>,
+    environment: &BTreeMap<String, String>,
+) -> Result<Config> {
+    let url = raw.database.url.as_ref().ok_or_else(|| {
+        Error::config(
+            "database.url is missing: set it in the configuration or as FLAGPOST_DATABASE_URL (postgresql://user@host/flagsmith)",
+        )
+    })?;
+    let password = password(raw.database.password_file.as_deref(), environment)?;
+    let defaults = (Timeouts::default(), Schedule::default());
+    let max_in_flight = raw.delivery.max_in_flight.unwrap_or(16);
+    if max_in_flight == 0 {
+        return Err(Error::config("delivery.max_in_flight is 0: nothing would be sent; use 1 or more"));
+    }
+    let mut config = Config {
+        database: ConnInfo::parse(url.expose_secret(), password)?,
+        mode: mode(raw.source.mode.as_deref())?,
+        slot: name("source.slot", raw.source.slot)?,
+        publication: name("source.publication", raw.source.publication)?,
+        schema: raw.source.schema.unwrap_or_else(|| "public".into()),
+        settle: Settle {
+            quiet: duration("source.settle", raw.source.settle, Duration::from_millis(100))?,
+            max: duration("source.settle_max", raw.source.settle_max, Duration::from_secs(1))?,
+        },
+        state_dir: state_dir(raw.state.dir, environment),
+        formats: formats(&raw.webhooks)?,
+        metadata_events: raw.webhooks.feature_metadata_events.unwrap_or(false),
+        allow: networks(&raw.network.allow)?,
+        timeouts: Timeouts {
+            connect: duration("delivery.connect_timeout", raw.delivery.connect_timeout, defaults.0.connect)?,
+            whole: duration("delivery.timeout", raw.delivery.timeout, defaults.0.whole)?,
+        },
+        schedule: Schedule {
+            waits: waits(&raw.delivery.retry, defaults.1.waits)?,
+            max_age: duration("delivery.max_age", raw.delivery.max_age, defaults.1.max_age)?,
+        },
+        max_in_flight,
+        ops_listen: listen(raw.ops.listen.as_deref())?,
+        log_format: log_format(raw.log.format.as_deref())?,
+        log_level: raw.log.level.unwrap_or_else(|| "info".into()),
+        unknown_variables,
+    };
+    if config.settle.max < config.settle.quiet {
+        config.settle.max = config.settle.quiet;
+    }
+    Ok(config)
+}
+
+fn password(file: Option<&str>, environment: &BTreeMap<String, String>) -> Result<Option<SecretString>> {
+    let credential = environment
+        .get("CREDENTIALS_DIRECTORY")
+        .map(|dir| Path::new(dir).join(PASSWORD_CREDENTIAL))
+        .filter(|path| path.exists());
+    let Some(path) = file.map(PathBuf::from).or(credential) else { return Ok(None) };
+    let text = std::fs::read_to_string(&path).map_err(|e| {
+        Error::config(format!("the database password in {} cannot be read: {e}", path.display()))
+    })?;
+    Ok(Some(text.trim_end_matches(['\r', '\n']).to_owned().into()))
+}
+
+fn mode(text: Option<&str>) -> Result<Mode> {
+    match text {
+        None | Some("replication") => Ok(Mode::Replication),
+        Some("outbox") => Err(Error::config(
+            "source.mode \"outbox\" is not built yet: use \"replication\" (needs wal_level = logical)",
+        )),
+        Some(other) => {
+            Err(Error::config(format!("source.mode is {other:?}: use \"replication\" or \"outbox\"")))
+        }
+    }
+}
+
+/// Slot names are lower-case letters, digits and underscores (PostgreSQL manual, "Replication Slots"); the publication
+/// keeps to the same, so that neither ever needs quoting in somebody's script.
+fn name(key: &str, text: Option<String>) -> Result<String> {
+    let name = text.unwrap_or_else(|| "flagpost".into());
+    let is_good = (1..=63).contains(&name.len())
+        && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_');
+    if is_good {
+        Ok(name)
+    } else {
+        Err(Error::config(format!(
+            "{key} is {name:?}: use 1 to 63 lower-case letters, digits and underscores"
+        )))
+    }
+}
+
+fn state_dir(configured: Option<String>, environment: &BTreeMap<String, String>) -> PathBuf {
+    // systemd may list several directories, separated by colons: ours is the first.
+    let from_systemd = environment.get("STATE_DIRECTORY").and_then(|dirs| dirs.split(':').next());
+    configured.as_deref().or(from_systemd).unwrap_or("./flagpost-state").into()
+}
+
+fn formats(raw: &raw::Webhooks) -> Result<Formats> {
+    let format = |key: &str, text: &str| {
+        text.parse::<Format>().map_err(|e| Error::config(format!("{key}: {e}")))
+    };
+    let mut by_url = Vec::new();
+    for endpoint in &raw.endpoint {
+        if let Some(text) = &endpoint.format {
+            by_url.push((endpoint.url.clone(), format("webhooks.endpoint.format", text)?));
+        }
+    }
+    let default = raw.format.as_deref().map_or(Ok(Format::Classic), |text| format("webhooks.format", text))?;
+    Ok(Formats { default, by_url })
+}
+
+fn networks(texts: &[String]) -> Result<Vec<IpNet>> {
+    let parse = |text: &String| {
+        let single = text.parse::<std::net::IpAddr>().map(IpNet::from).ok();
+        text.parse::<IpNet>().ok().or(single).ok_or_else(|| {
+            Error::config(format!("network.allow: {text:?} is no network: write it as 10.0.0.0/8 or fd00::/8"))
+        })
+    };
+    texts.iter().map(parse).collect()
+}
+
+fn waits(texts: &[String], default: Vec<Duration>) -> Result<Vec<Duration>> {
+    if texts.is_empty() {
+        return Ok(default);
+    }
+    texts.iter().map(|text| parse_duration("delivery.retry", text)).collect()
+}
+
+fn listen(text: Option<&str>) -> Result<Option<SocketAddr>> {
+    match text.unwrap_or("127.0.0.1:9464") {
+        "off" => Ok(None),
+        text => text.parse().map(Some).map_err(|_| {
+            Error::config(format!("ops.listen is {text:?}: write it as 127.0.0.1:9464, or \"off\""))
+        }),
+    }
+}
+
+fn log_format(text: Option<&str>) -> Result<LogFormat> {
+    match text {
+        None | Some("text") => Ok(LogFormat::Text),
+        Some("json") => Ok(LogFormat::Json),
+        Some("journald") => Err(Error::config(
+            "log.format \"journald\" is not built yet: use \"text\" or \"json\", the journal keeps both",
+        )),
+        Some(other) => Err(Error::config(format!("log.format is {other:?}: use \"text\" or \"json\""))),
+    }
+}
+
+fn duration(key: &str, text: Option<String>, default: Duration) -> Result<Duration> {
+    text.map_or(Ok(default), |text| parse_duration(key, &text))
+}
+
+fn parse_duration(key: &str, text: &str) -> Result<Duration> {
+    if text.trim() == "0" {
+        return Ok(Duration::ZERO);
+    }
+    text.parse::<jiff::SignedDuration>()
+        .ok()
+        .and_then(|d| Duration::try_from(d).ok())
+        .ok_or_else(|| Error::config(format!("{key} is {text:?}: write a duration as 100ms, 5s, 2m or 12h")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn environment(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
+        pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect()
+    }
+
+    fn load(toml: &str, pairs: &[(&str, &str)]) -> Result<Config> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("flagpost.toml");
+        std::fs::write(&path, toml).unwrap();
+        Config::load(Some(&path), &environment(pairs))
+    }
+
+    const URL: (&str, &str) = ("FLAGPOST_DATABASE_URL", "postgresql://flagpost:pw@db/flagsmith");
+
+    #[test]
+    fn defaults_are_those_of_the_contract() {
+        let config = load("", &[URL]).unwrap();
+        assert_eq!((config.slot.as_str(), config.publication.as_str()), ("flagpost", "flagpost"));
+        assert_eq!(config.settle.quiet, Duration::from_millis(100));
+        assert_eq!(config.settle.max, Duration::from_secs(1));
+        assert_eq!(config.state_dir, PathBuf::from("./flagpost-state"));
+        assert_eq!(config.formats.default, Format::Classic);
+        assert!(config.allow.is_empty());
+        assert_eq!(config.ops_listen, Some("127.0.0.1:9464".parse().unwrap()));
+    }
+
+    #[test]
+    fn the_environment_wins_over_the_file() {
+        let toml = "[source]\nsettle = \"1s\"\nslot = \"from_file\"\n[network]\nallow = [\"10.0.0.0/8\"]\n";
+        let config = load(
+            toml,
+            &[
+                URL,
+                ("FLAGPOST_SOURCE_SETTLE", "0"),
+                ("FLAGPOST_NETWORK_ALLOW", "127.0.0.0/8, ::1/128"),
+                ("FLAGPOST_WEBHOOKS_FORMAT", "current"),
+                ("FLAGPOST_DELIVERY_MAX_IN_FLIGHT", "3"),
+                ("FLAGPOST_OPS_LISTEN", "off"),
+                ("STATE_DIRECTORY", "/var/lib/flagpost"),
+            ],
+        )
+        .unwrap();
+        assert_eq!(config.settle.quiet, Duration::ZERO);
+        assert_eq!(config.slot, "from_file");
+        assert_eq!(config.allow.len(), 2);
+        assert_eq!(config.formats.default, Format::Current);
+        assert_eq!(config.max_in_flight, 3);
+        assert_eq!(config.ops_listen, None);
+        assert_eq!(config.state_dir, PathBuf::from("/var/lib/flagpost"));
+    }
+
+    #[test]
+    fn what_is_wrong_is_named_with_its_mend() {
+        for (toml, part) in [
+            ("[source]\nslott = \"x\"\n", "slott"),
+            ("[sauce]\n", "sauce"),
+            ("[source\n", "TOML"),
+            ("[source]\nsettle = \"soon\"\n", "source.settle"),
+            ("[source]\nslot = \"No Good\"\n", "source.slot"),
+            ("[webhooks]\nformat = \"modern\"\n", "classic"),
+            ("[network]\nallow = [\"everything\"]\n", "network.allow"),
+            ("[ops]\nlisten = \"here\"\n", "ops.listen"),
+            ("[delivery]\nmax_in_flight = 0\n", "max_in_flight"),
+        ] {
+            let error = load(toml, &[URL]).unwrap_err();
+            assert_eq!(error.kind().exit_code(), 2);
+            let text = error.to_string();
+            assert!(text.contains(part), "{text:?} does not name {part:?}");
+            assert_eq!(text.lines().count(), 1, "{text}");
+        }
+        assert!(load("", &[]).unwrap_err().to_string().contains("FLAGPOST_DATABASE_URL"));
+    }
+
+    #[test]
+    fn no_secret_is_shown() {
+        let config = load("", &[URL]).unwrap();
+        assert!(!format!("{config:?}").contains("pw"));
+    }
+
+    #[test]
+    fn a_misspelt_variable_is_noticed() {
+        let config = load("", &[URL, ("FLAGPOST_SOURCE_SLOTT", "x")]).unwrap();
+        assert_eq!(config.unknown_variables, ["FLAGPOST_SOURCE_SLOTT"]);
+    }
+}

@@ -1,0 +1,197 @@
+//! The configuration as it was written: strings, checked only for being known keys of the right shape.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use secrecy::SecretString;
+use serde::{Deserialize, Deserializer};
+
+use crate::error::{Error, Result};
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Raw {
+    pub(super) database: Database,
+    pub(super) source: Source,
+    pub(super) state: State,
+    pub(super) webhooks: Webhooks,
+    pub(super) network: Network,
+    pub(super) delivery: Delivery,
+    pub(super) ops: Ops,
+    pub(super) log: Log,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Database {
+    pub(super) url: Option<SecretString>,
+    pub(super) password_file: Option<String>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Source {
+    pub(super) mode: Option<String>,
+    pub(super) slot: Option<String>,
+    pub(super) publication: Option<String>,
+    pub(super) schema: Option<String>,
+    pub(super) settle: Option<String>,
+    pub(super) settle_max: Option<String>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct State {
+    pub(super) dir: Option<String>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Webhooks {
+    pub(super) format: Option<String>,
+    #[serde(deserialize_with = "boolean")]
+    pub(super) feature_metadata_events: Option<bool>,
+    pub(super) endpoint: Vec<Endpoint>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Endpoint {
+    pub(super) url: String,
+    pub(super) format: Option<String>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Network {
+    #[serde(deserialize_with = "list")]
+    pub(super) allow: Vec<String>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Delivery {
+    pub(super) timeout: Option<String>,
+    pub(super) connect_timeout: Option<String>,
+    #[serde(deserialize_with = "list")]
+    pub(super) retry: Vec<String>,
+    pub(super) max_age: Option<String>,
+    #[serde(deserialize_with = "number")]
+    pub(super) max_in_flight: Option<usize>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Ops {
+    pub(super) listen: Option<String>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Log {
+    pub(super) format: Option<String>,
+    pub(super) level: Option<String>,
+}
+
+/// Keys that a single environment variable can hold. `webhooks.endpoint` is a list of tables and cannot.
+const KEYS: &[(&str, &str)] = &[
+    ("database", "url"),
+    ("database", "password_file"),
+    ("source", "mode"),
+    ("source", "slot"),
+    ("source", "publication"),
+    ("source", "schema"),
+    ("source", "settle"),
+    ("source", "settle_max"),
+    ("state", "dir"),
+    ("webhooks", "format"),
+    ("webhooks", "feature_metadata_events"),
+    ("network", "allow"),
+    ("delivery", "timeout"),
+    ("delivery", "connect_timeout"),
+    ("delivery", "retry"),
+    ("delivery", "max_age"),
+    ("delivery", "max_in_flight"),
+    ("ops", "listen"),
+    ("log", "format"),
+    ("log", "level"),
+];
+
+/// Variables that begin with `FLAGPOST_` and are no keys of the configuration.
+const OTHER_VARIABLES: &[&str] = &["FLAGPOST_CONFIG", "FLAGPOST_PG_BINDIR"];
+
+/// Reads `text`, lets the environment's variables win, and names the variables that mean nothing.
+pub(super) fn parse(
+    text: &str,
+    path: &Path,
+    environment: &BTreeMap<String, String>,
+) -> Result<(Raw, Vec<String>)> {
+    let wrong = |what: &str, error: &toml::de::Error| {
+        // The message and the place only: the line itself may hold a password.
+        let line = error.span().map(|span| text.get(..span.start).unwrap_or_default().lines().count().max(1));
+        let place = line.map(|line| format!(" line {line}")).unwrap_or_default();
+        let message = error.message().replace('\n', ", ");
+        Error::config(format!("the configuration {}{place} {what}: {message}", path.display()))
+    };
+    let mut table: toml::Table = text.parse().map_err(|e| wrong("is no valid TOML", &e))?;
+    // Once as it is in the file, so that an unknown key is told with its line.
+    toml::from_str::<Raw>(text).map_err(|e| wrong("cannot be used", &e))?;
+    let mut unknown: Vec<String> = environment
+        .keys()
+        .filter(|key| key.starts_with("FLAGPOST_") && !OTHER_VARIABLES.contains(&key.as_str()))
+        .cloned()
+        .collect();
+    for (section, key) in KEYS {
+        let variable = format!("FLAGPOST_{}_{}", section.to_uppercase(), key.to_uppercase());
+        let Some(value) = environment.get(&variable) else { continue };
+        unknown.retain(|name| *name != variable);
+        let section = table.entry(*section).or_insert_with(|| toml::Value::Table(toml::Table::new()));
+        if let Some(section) = section.as_table_mut() {
+            section.insert((*key).to_owned(), toml::Value::String(value.clone()));
+        }
+    }
+    let raw = Raw::deserialize(table).map_err(|e| {
+        Error::config(format!(
+            "an environment variable FLAGPOST_… cannot be used: {}",
+            e.message().replace('\n', ", ")
+        ))
+    })?;
+    Ok((raw, unknown))
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum TextOr<T> {
+    Value(T),
+    Text(String),
+}
+
+/// A list, or (in the environment) its items separated by commas.
+fn list<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
+    Ok(match TextOr::<Vec<String>>::deserialize(deserializer)? {
+        TextOr::Value(items) => items,
+        TextOr::Text(text) => {
+            text.split(',').map(str::trim).filter(|item| !item.is_empty()).map(str::to_owned).collect()
+        }
+    })
+}
+
+fn number<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<usize>, D::Error> {
+    match TextOr::<usize>::deserialize(deserializer)? {
+        TextOr::Value(number) => Ok(Some(number)),
+        TextOr::Text(text) => {
+            text.trim().parse().map(Some).map_err(|_| serde::de::Error::custom(format!("{text:?} is no number")))
+        }
+    }
+}
+
+fn boolean<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<bool>, D::Error> {
+    match TextOr::<bool>::deserialize(deserializer)? {
+        TextOr::Value(value) => Ok(Some(value)),
+        TextOr::Text(text) => text
+            .trim()
+            .parse()
+            .map(Some)
+            .map_err(|_| serde::de::Error::custom(format!("{text:?} is neither true nor false"))),
+    }
+}

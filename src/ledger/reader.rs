@@ -1,0 +1,243 @@
+//! Reading the ledger: what is due, and what an operator asks. Never writes, never waits for the writer.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use rusqlite::{Connection, OptionalExtension, Row as SqlRow, params};
+
+use super::record::{Counts, Due};
+use super::schema::{self, DEAD, DELIVERED, DROPPED};
+use super::seal::Seal;
+use crate::change::{Lsn, Micros, Row};
+use crate::error::{Error, Result};
+use crate::event::EndpointKey;
+use crate::schema::{environment_webhook, organisation_webhook};
+
+/// Where to send, and the secret to sign with. Not `Debug`: both are secrets.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Endpoint {
+    /// As it is in Flagsmith's table.
+    pub url: String,
+    /// Empty where there is none.
+    pub secret: String,
+    /// Whether new events are sent to it.
+    pub enabled: bool,
+}
+
+/// A connection for reading.
+pub struct Reader {
+    connection: Connection,
+    seal: Seal,
+    path: PathBuf,
+}
+
+impl Reader {
+    /// Opens an existing ledger in `directory`.
+    pub fn open(directory: &Path) -> Result<Reader> {
+        let path = directory.join(super::FILE);
+        Ok(Reader {
+            connection: schema::open_for_reading(&path)?,
+            seal: Seal::open(&directory.join(super::KEY_FILE))?,
+            path,
+        })
+    }
+
+    fn failed(&self) -> impl Fn(rusqlite::Error) -> Error + '_ {
+        |e| schema::unusable(&self.path, e)
+    }
+
+    /// The deliveries to `endpoint` that are due at `now`, oldest due first, at most `limit`, without those whose event
+    /// is in `except`.
+    pub fn due(&self, endpoint: EndpointKey, now: Micros, limit: usize, except: &[i64]) -> Result<Vec<Due>> {
+        let mut statement = self
+            .connection
+            .prepare_cached(
+                "SELECT d.event, e.id, e.action, e.feature, d.lane, b.body, d.attempts, e.commit_time, e.recorded_at
+                 FROM delivery d JOIN event e ON e.seq = d.event
+                 JOIN body b ON b.event = d.event AND b.format = d.format
+                 WHERE d.endpoint = ?1 AND d.status = 0 AND d.next_at <= ?2
+                 ORDER BY d.next_at, d.event LIMIT ?3",
+            )
+            .map_err(self.failed())?;
+        let wanted = i64::try_from(limit + except.len()).unwrap_or(i64::MAX);
+        let rows = statement
+            .query_map(params![endpoint.to_string(), now.0, wanted], |row| due(endpoint, row))
+            .map_err(self.failed())?;
+        let mut all = Vec::with_capacity(limit);
+        for row in rows {
+            let due = row.map_err(self.failed())?;
+            if all.len() < limit && !except.contains(&due.event) {
+                all.push(due);
+            }
+        }
+        Ok(all)
+    }
+
+    /// When the next delivery to `endpoint` becomes due, after `now`.
+    pub fn next_due(&self, endpoint: EndpointKey, now: Micros) -> Result<Option<Micros>> {
+        self.connection
+            .prepare_cached(
+                "SELECT min(next_at) FROM delivery WHERE endpoint = ?1 AND status = 0 AND next_at > ?2",
+            )
+            .and_then(|mut s| {
+                s.query_row(params![endpoint.to_string(), now.0], |row| row.get::<_, Option<i64>>(0))
+            })
+            .map(|at| at.map(Micros))
+            .map_err(self.failed())
+    }
+
+    /// The endpoints that have anything pending.
+    pub fn endpoints_with_work(&self) -> Result<Vec<EndpointKey>> {
+        // One seek an endpoint: the queue of each may be long.
+        let mut all = Vec::new();
+        let mut last = String::new();
+        loop {
+            let next: Option<String> = self
+                .connection
+                .prepare_cached("SELECT min(endpoint) FROM delivery WHERE endpoint > ?1 AND status = 0")
+                .and_then(|mut s| s.query_row([&last], |row| row.get(0)))
+                .map_err(self.failed())?;
+            let Some(endpoint) = next else { return Ok(all) };
+            if let Ok(key) = endpoint.parse() {
+                all.push(key);
+            }
+            last = endpoint;
+        }
+    }
+
+    /// The endpoint's row, as of the last commit; `None` when it was deleted.
+    pub fn endpoint(&self, key: EndpointKey) -> Result<Option<Endpoint>> {
+        let (table, id) = key.row();
+        let bytes: Option<Vec<u8>> = self
+            .connection
+            .prepare_cached("SELECT row FROM mirror WHERE tbl = ?1 AND key = ?2")
+            .and_then(|mut s| s.query_row(params![table.name(), id], |row| row.get(0)).optional())
+            .map_err(self.failed())?;
+        let Some(row) = bytes.and_then(|bytes| Row::from_bytes(&bytes)) else { return Ok(None) };
+        let row = self.seal.unseal(table, &row)?;
+        let text = |column: usize| row.text(column).unwrap_or_default().to_owned();
+        Ok(Some(match key {
+            EndpointKey::Environment(_) => Endpoint {
+                url: text(environment_webhook::URL),
+                secret: text(environment_webhook::SECRET),
+                enabled: row.flag(environment_webhook::ENABLED),
+            },
+            EndpointKey::Organisation(_) => Endpoint {
+                url: text(organisation_webhook::URL),
+                secret: text(organisation_webhook::SECRET),
+                enabled: row.flag(organisation_webhook::ENABLED),
+            },
+        }))
+    }
+
+    /// All endpoints that the mirror holds.
+    pub fn endpoints(&self) -> Result<Vec<(EndpointKey, Endpoint)>> {
+        let mut statement = self
+            .connection
+            .prepare_cached(
+                "SELECT tbl, key FROM mirror WHERE tbl IN ('environments_webhook', 'organisations_organisationwebhook')
+                 ORDER BY tbl, key",
+            )
+            .map_err(self.failed())?;
+        let keys = statement
+            .query_map([], |row| Ok((row.get::<_, String>(0)?, row.get::<_, i64>(1)?)))
+            .map_err(self.failed())?;
+        let mut all = Vec::new();
+        for key in keys {
+            let (table, id) = key.map_err(self.failed())?;
+            let key = crate::schema::Table::by_name(&table).and_then(|table| EndpointKey::of(table, id));
+            if let Some(key) = key
+                && let Some(endpoint) = self.endpoint(key)?
+            {
+                all.push((key, endpoint));
+            }
+        }
+        Ok(all)
+    }
+
+    /// Deliveries by endpoint and state.
+    pub fn counts(&self) -> Result<BTreeMap<String, Counts>> {
+        let mut statement = self
+            .connection
+            .prepare_cached(
+                "SELECT d.endpoint, d.status, count(*), sum(d.status IN (0, 1) AND d.attempts > 0),
+                        min(CASE WHEN d.status IN (0, 1) THEN e.commit_time END)
+                 FROM delivery d JOIN event e ON e.seq = d.event GROUP BY d.endpoint, d.status",
+            )
+            .map_err(self.failed())?;
+        let rows = statement
+            .query_map([], |row| {
+                Ok((
+                    row.get::<_, String>(0)?,
+                    row.get::<_, i64>(1)?,
+                    row.get::<_, u64>(2)?,
+                    row.get::<_, u64>(3)?,
+                    row.get::<_, Option<i64>>(4)?.map(Micros),
+                ))
+            })
+            .map_err(self.failed())?;
+        let mut all: BTreeMap<String, Counts> = BTreeMap::new();
+        for row in rows {
+            let (endpoint, status, count, retrying, oldest) = row.map_err(self.failed())?;
+            let counts = all.entry(endpoint).or_default();
+            match status {
+                DELIVERED => counts.delivered += count,
+                DEAD => counts.dead += count,
+                DROPPED => counts.dropped += count,
+                _ => {
+                    counts.pending += count;
+                    counts.retrying += retrying;
+                    counts.oldest_pending = counts.oldest_pending.into_iter().chain(oldest).min();
+                }
+            }
+        }
+        for (endpoint, counts) in &mut all {
+            counts.last_error = self.last_error(endpoint)?;
+        }
+        Ok(all)
+    }
+
+    fn last_error(&self, endpoint: &str) -> Result<Option<String>> {
+        self.connection
+            .prepare_cached(
+                "SELECT a.error FROM delivery d JOIN attempt a ON a.endpoint = d.endpoint AND a.event = d.event
+                 WHERE d.endpoint = ?1 AND d.status = 0 AND d.attempts > 0 ORDER BY a.at DESC LIMIT 1",
+            )
+            .and_then(|mut s| s.query_row([endpoint], |row| row.get(0)).optional())
+            .map(Option::flatten)
+            .map_err(self.failed())
+    }
+
+    /// How many events are on record.
+    pub fn event_count(&self) -> Result<u64> {
+        self.connection.query_row("SELECT count(*) FROM event", [], |row| row.get(0)).map_err(self.failed())
+    }
+
+    /// The position up to which everything is in the ledger.
+    pub fn checkpoint(&self) -> Result<Option<Lsn>> {
+        Ok(self.meta("checkpoint")?.and_then(|text| text.parse().ok()))
+    }
+
+    /// A value of the table `meta`.
+    pub fn meta(&self, key: &str) -> Result<Option<String>> {
+        self.connection
+            .query_row("SELECT value FROM meta WHERE key = ?1", [key], |row| row.get(0))
+            .optional()
+            .map_err(self.failed())
+    }
+}
+
+fn due(endpoint: EndpointKey, row: &SqlRow<'_>) -> rusqlite::Result<Due> {
+    Ok(Due {
+        endpoint,
+        event: row.get(0)?,
+        event_id: row.get(1)?,
+        action: row.get(2)?,
+        feature: row.get(3)?,
+        lane: row.get(4)?,
+        body: row.get(5)?,
+        attempts: row.get(6)?,
+        commit_time: Micros(row.get(7)?),
+        recorded_at: Micros(row.get(8)?),
+    })
+}

@@ -1,0 +1,162 @@
+//! What the ledger is told, and what it gives back.
+
+use crate::change::{Lsn, Micros};
+use crate::event::{EndpointKey, Event, Format, Recipient};
+use crate::mirror::{Persist, Slot};
+
+/// An event with its bodies and the deliveries to be made, as it is written.
+#[derive(Debug)]
+pub struct EventRecord {
+    pub(super) id: String,
+    pub(super) kind: &'static str,
+    pub(super) action: String,
+    pub(super) organisation: Option<i64>,
+    pub(super) project: Option<i64>,
+    pub(super) environment: Option<i64>,
+    pub(super) feature: Option<i64>,
+    pub(super) feature_name: Option<String>,
+    pub(super) lsn: Lsn,
+    pub(super) xid: u64,
+    pub(super) commit_time: Micros,
+    pub(super) lane: String,
+    pub(super) bodies: Vec<(Format, String)>,
+    pub(super) recipients: Vec<Recipient>,
+}
+
+impl EventRecord {
+    /// Renders the bodies that the recipients need; the default format's where nobody listens, so that an operator can
+    /// still look the event up.
+    pub fn new(event: &Event, recipients: Vec<Recipient>, default: Format) -> EventRecord {
+        let mut formats: Vec<Format> = recipients.iter().map(|r| r.format).collect();
+        formats.sort_by_key(|format| format.name());
+        formats.dedup();
+        if formats.is_empty() {
+            formats.push(default);
+        }
+        EventRecord {
+            id: event.id.to_string(),
+            kind: event.kind.name(),
+            action: event.action.to_string(),
+            organisation: event.organisation,
+            project: event.project,
+            environment: event.environment,
+            feature: event.feature,
+            feature_name: event.feature_name.clone(),
+            lsn: event.commit.end_lsn,
+            xid: event.commit.xid,
+            commit_time: event.commit.time,
+            lane: lane(event),
+            bodies: formats.into_iter().map(|format| (format, format.body(event))).collect(),
+            recipients,
+        }
+    }
+}
+
+/// What keeps its order: a flag in an environment, or the audit log of an environment (or of a project).
+fn lane(event: &Event) -> String {
+    let id = |id: Option<i64>| id.map_or_else(|| "-".to_owned(), |id| id.to_string());
+    match event.feature {
+        Some(feature) => format!("flag {feature}/{}", id(event.environment)),
+        None => format!("audit {}/{}", id(event.project), id(event.environment)),
+    }
+}
+
+/// One thing to write. The captures of one source transaction end in [`Write::Checkpoint`]; what comes before it is
+/// committed with it or not at all.
+#[derive(Debug)]
+pub enum Write {
+    /// A row of the mirror.
+    Mirror(Persist),
+    /// An open group.
+    KeepGroup(Slot, Vec<u8>),
+    /// A group that closed.
+    DropGroup(Slot),
+    /// An event.
+    Event(Box<EventRecord>),
+    /// An endpoint's row changed: whoever sends must read it again.
+    EndpointChanged(EndpointKey),
+    /// An endpoint was deleted: what is queued for it is dropped (and stays on record).
+    EndpointGone(EndpointKey),
+    /// Everything up to this position has been written before.
+    Checkpoint(Lsn),
+    /// The outcome of an attempt.
+    Outcome(Outcome),
+}
+
+/// What one attempt came to.
+#[derive(Debug, Clone)]
+pub struct Outcome {
+    /// To whom.
+    pub endpoint: EndpointKey,
+    /// `event.seq`
+    pub event: i64,
+    /// The lane of the delivery.
+    pub lane: String,
+    /// Counted from 1.
+    pub attempt: u32,
+    /// When it began.
+    pub at: Micros,
+    /// The answer's status code, if there was an answer.
+    pub http_status: Option<u16>,
+    /// How long it took.
+    pub milliseconds: u64,
+    /// Why it failed, without secrets.
+    pub error: Option<String>,
+    /// What is to be done now.
+    pub verdict: Verdict,
+}
+
+/// What is to be done after an attempt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// Answered with 2xx.
+    Delivered,
+    /// Try again at this time.
+    Retry(Micros),
+    /// Given up.
+    Dead,
+}
+
+/// A delivery that is due.
+#[derive(Debug, Clone)]
+pub struct Due {
+    /// To whom.
+    pub endpoint: EndpointKey,
+    /// `event.seq`
+    pub event: i64,
+    /// The event's id.
+    pub event_id: String,
+    /// What happened, for the header.
+    pub action: String,
+    /// The feature's name, for the log.
+    pub feature: Option<String>,
+    /// What keeps its order.
+    pub lane: String,
+    /// The exact bytes to send.
+    pub body: String,
+    /// Attempts made so far.
+    pub attempts: u32,
+    /// When the change was committed.
+    pub commit_time: Micros,
+    /// When the event was recorded.
+    pub recorded_at: Micros,
+}
+
+/// How many deliveries of an endpoint are in which state.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// To be sent, or to be tried again.
+    pub pending: u64,
+    /// Of those: failed at least once.
+    pub retrying: u64,
+    /// Answered with 2xx.
+    pub delivered: u64,
+    /// Given up.
+    pub dead: u64,
+    /// Their endpoint was deleted.
+    pub dropped: u64,
+    /// Commit time of the oldest pending one.
+    pub oldest_pending: Option<Micros>,
+    /// The latest failure of a pending one.
+    pub last_error: Option<String>,
+}

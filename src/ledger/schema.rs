@@ -1,0 +1,161 @@
+//! The ledger file's format, and opening it.
+//!
+//! | table | holds |
+//! | --- | --- |
+//! | `meta` | what the ledger belongs to, and the checkpoint |
+//! | `mirror` | the mirror's rows, packed ([`crate::change::Row`]); secrets and URLs sealed |
+//! | `open_group` | changes that have not settled yet |
+//! | `event`, `body` | events with their exact bodies, one for each format in use |
+//! | `delivery` | event × endpoint: what is to be sent, and what became of it |
+//! | `attempt` | every try, with the answer |
+//!
+//! Invariant: mirror, open groups, events, deliveries and checkpoint move in one SQLite transaction, so the file is
+//! consistent at the checkpoint's LSN whenever the process dies. Times are microseconds since 1970 (UTC).
+
+use std::path::Path;
+use std::time::Duration;
+
+use rusqlite::{Connection, OpenFlags};
+
+use crate::error::{Error, Kind, Result};
+
+/// `PRAGMA application_id`: "flgp".
+const APPLICATION_ID: i64 = 0x666C_6770;
+/// `PRAGMA user_version`: the format described above.
+const FORMAT: i64 = 1;
+/// How long a reader waits while the writer checkpoints the file.
+const BUSY: Duration = Duration::from_secs(5);
+
+/// `delivery.status`: the next one of its lane; sent as soon as `next_at` has come.
+pub(super) const READY: i64 = 0;
+/// `delivery.status`: an earlier delivery of the same flag to the same endpoint comes first.
+pub(super) const BEHIND: i64 = 1;
+/// `delivery.status`: answered with 2xx.
+pub(super) const DELIVERED: i64 = 2;
+/// `delivery.status`: given up after `delivery.max_age`.
+pub(super) const DEAD: i64 = 3;
+/// `delivery.status`: its endpoint was deleted.
+pub(super) const DROPPED: i64 = 4;
+
+const TABLES: &str = "
+CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE mirror (tbl TEXT NOT NULL, key NOT NULL, row BLOB NOT NULL, PRIMARY KEY (tbl, key)) WITHOUT ROWID;
+CREATE TABLE open_group (slot TEXT PRIMARY KEY, bytes BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE event (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT,
+    id TEXT NOT NULL UNIQUE,
+    kind TEXT NOT NULL,
+    action TEXT NOT NULL,
+    organisation_id INTEGER,
+    project_id INTEGER,
+    environment_id INTEGER,
+    feature_id INTEGER,
+    feature TEXT,
+    lsn TEXT NOT NULL,
+    xid INTEGER NOT NULL,
+    commit_time INTEGER NOT NULL,
+    recorded_at INTEGER NOT NULL
+);
+CREATE TABLE body (
+    event INTEGER NOT NULL, format TEXT NOT NULL, body TEXT NOT NULL, PRIMARY KEY (event, format)
+) WITHOUT ROWID;
+CREATE TABLE delivery (
+    endpoint TEXT NOT NULL,
+    event INTEGER NOT NULL,
+    lane TEXT NOT NULL,
+    format TEXT NOT NULL,
+    status INTEGER NOT NULL,
+    attempts INTEGER NOT NULL,
+    next_at INTEGER NOT NULL,
+    PRIMARY KEY (endpoint, event)
+) WITHOUT ROWID;
+CREATE INDEX delivery_due ON delivery (endpoint, next_at, event) WHERE status = 0;
+CREATE INDEX delivery_lane ON delivery (endpoint, lane, event) WHERE status IN (0, 1);
+CREATE TABLE attempt (
+    endpoint TEXT NOT NULL,
+    event INTEGER NOT NULL,
+    number INTEGER NOT NULL,
+    at INTEGER NOT NULL,
+    http_status INTEGER,
+    milliseconds INTEGER NOT NULL,
+    error TEXT,
+    PRIMARY KEY (endpoint, event, number)
+) WITHOUT ROWID;
+";
+
+/// Opens the ledger for writing, making it if there is none.
+pub(super) fn open(path: &Path) -> Result<Connection> {
+    let connection = Connection::open(path).map_err(|e| unusable(path, e))?;
+    configure(&connection).map_err(|e| unusable(path, e))?;
+    prepare_format(&connection, path)?;
+    Ok(connection)
+}
+
+/// Opens an existing ledger for reading only.
+pub(super) fn open_for_reading(path: &Path) -> Result<Connection> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(path, flags).map_err(|e| unusable(path, e))?;
+    connection.busy_timeout(BUSY).map_err(|e| unusable(path, e))?;
+    connection.set_prepared_statement_cache_capacity(32);
+    check_format(&connection, path)?;
+    Ok(connection)
+}
+
+fn configure(connection: &Connection) -> rusqlite::Result<()> {
+    connection.busy_timeout(BUSY)?;
+    connection.pragma_update(None, "journal_mode", "WAL")?;
+    // FULL: a commit that was answered is on the disk. Without it the confirmed LSN could be ahead of the ledger.
+    connection.pragma_update(None, "synchronous", "FULL")?;
+    // 4 MiB: pages of a large transaction spill into the write-ahead log instead of staying in memory.
+    connection.pragma_update(None, "cache_size", -4096)?;
+    connection.pragma_update(None, "temp_store", "MEMORY")?;
+    connection.set_prepared_statement_cache_capacity(32);
+    Ok(())
+}
+
+fn prepare_format(connection: &Connection, path: &Path) -> Result<()> {
+    let is_new: bool = connection
+        .query_row("SELECT count(*) = 0 FROM sqlite_schema", [], |row| row.get(0))
+        .map_err(|e| unusable(path, e))?;
+    if !is_new {
+        return check_format(connection, path);
+    }
+    let script = format!(
+        "BEGIN IMMEDIATE; {TABLES} PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {FORMAT}; COMMIT;"
+    );
+    connection.execute_batch(&script).map_err(|e| unusable(path, e))
+}
+
+fn check_format(connection: &Connection, path: &Path) -> Result<()> {
+    let pragma = |name: &str| connection.query_row(&format!("PRAGMA {name}"), [], |row| row.get::<_, i64>(0));
+    let application = pragma("application_id").map_err(|e| unusable(path, e))?;
+    let format = pragma("user_version").map_err(|e| unusable(path, e))?;
+    if application != APPLICATION_ID {
+        return Err(Error::new(
+            Kind::LedgerMismatch,
+            format!("{} is no flagpost ledger: choose another state.dir", path.display()),
+        ));
+    }
+    if format != FORMAT {
+        return Err(Error::new(
+            Kind::LedgerMismatch,
+            format!(
+                "the ledger {} has format {format}, this flagpost knows format {FORMAT}: run the flagpost that wrote it",
+                path.display()
+            ),
+        ));
+    }
+    Ok(())
+}
+
+/// The error for a ledger that SQLite cannot use.
+pub(super) fn unusable(path: &Path, error: rusqlite::Error) -> Error {
+    Error::new(
+        Kind::LedgerIo,
+        format!(
+            "the ledger {} cannot be used: {error}: check the disk, its space and the file's owner",
+            path.display()
+        ),
+    )
+    .caused_by(error)
+}
