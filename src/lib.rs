@@ -2,10 +2,17 @@
 //!
 //! Data flows one way: source → mirror → event → ledger → delivery. `ARCHITECTURE.md` has the map.
 
+pub mod baseline;
+pub mod capture;
 pub mod change;
+pub mod cli;
+pub mod config;
+pub mod daemon;
 pub mod delivery;
 pub mod error;
 pub mod event;
 pub mod ledger;
 pub mod mirror;
+pub mod ops;
 pub mod schema;
+pub mod source;

@@ -16,7 +16,7 @@ use secrecy::{ExposeSecret, SecretString};
 use crate::delivery::{Schedule, Timeouts};
 use crate::error::{Error, Result};
 use crate::event::{Format, Formats, Settle};
-use crate::source::ConnInfo;
+use crate::source::{ConnInfo, Names};
 
 /// Where the file is looked for when `--config` names none.
 pub const DEFAULT_FILE: &str = "/etc/flagpost/flagpost.toml";
@@ -46,12 +46,8 @@ pub struct Config {
     pub database: ConnInfo,
     /// Where changes are read from.
     pub mode: Mode,
-    /// The replication slot.
-    pub slot: String,
-    /// The publication.
-    pub publication: String,
-    /// The schema of Flagsmith's tables.
-    pub schema: String,
+    /// The replication slot, the publication, and the schema of Flagsmith's tables.
+    pub names: Names,
     /// How changes are grouped into events.
     pub settle: Settle,
     /// Directory of the ledger.
@@ -116,9 +112,11 @@ fn check(
     let mut config = Config {
         database: ConnInfo::parse(url.expose_secret(), password)?,
         mode: mode(raw.source.mode.as_deref())?,
-        slot: name("source.slot", raw.source.slot)?,
-        publication: name("source.publication", raw.source.publication)?,
-        schema: raw.source.schema.unwrap_or_else(|| "public".into()),
+        names: Names {
+            slot: name("source.slot", raw.source.slot)?,
+            publication: name("source.publication", raw.source.publication)?,
+            schema: raw.source.schema.unwrap_or_else(|| "public".into()),
+        },
         settle: Settle {
             quiet: duration("source.settle", raw.source.settle, Duration::from_millis(100))?,
             max: duration("source.settle_max", raw.source.settle_max, Duration::from_secs(1))?,
@@ -193,16 +191,16 @@ fn state_dir(configured: Option<String>, environment: &BTreeMap<String, String>)
 }
 
 fn formats(raw: &raw::Webhooks) -> Result<Formats> {
-    let format = |key: &str, text: &str| {
-        text.parse::<Format>().map_err(|e| Error::config(format!("{key}: {e}")))
-    };
+    let format =
+        |key: &str, text: &str| text.parse::<Format>().map_err(|e| Error::config(format!("{key}: {e}")));
     let mut by_url = Vec::new();
     for endpoint in &raw.endpoint {
         if let Some(text) = &endpoint.format {
             by_url.push((endpoint.url.clone(), format("webhooks.endpoint.format", text)?));
         }
     }
-    let default = raw.format.as_deref().map_or(Ok(Format::Classic), |text| format("webhooks.format", text))?;
+    let default =
+        raw.format.as_deref().map_or(Ok(Format::Classic), |text| format("webhooks.format", text))?;
     Ok(Formats { default, by_url })
 }
 
@@ -210,7 +208,9 @@ fn networks(texts: &[String]) -> Result<Vec<IpNet>> {
     let parse = |text: &String| {
         let single = text.parse::<std::net::IpAddr>().map(IpNet::from).ok();
         text.parse::<IpNet>().ok().or(single).ok_or_else(|| {
-            Error::config(format!("network.allow: {text:?} is no network: write it as 10.0.0.0/8 or fd00::/8"))
+            Error::config(format!(
+                "network.allow: {text:?} is no network: write it as 10.0.0.0/8 or fd00::/8"
+            ))
         })
     };
     texts.iter().map(parse).collect()
@@ -277,7 +277,7 @@ mod tests {
     #[test]
     fn defaults_are_those_of_the_contract() {
         let config = load("", &[URL]).unwrap();
-        assert_eq!((config.slot.as_str(), config.publication.as_str()), ("flagpost", "flagpost"));
+        assert_eq!((config.names.slot.as_str(), config.names.publication.as_str()), ("flagpost", "flagpost"));
         assert_eq!(config.settle.quiet, Duration::from_millis(100));
         assert_eq!(config.settle.max, Duration::from_secs(1));
         assert_eq!(config.state_dir, PathBuf::from("./flagpost-state"));
@@ -303,7 +303,7 @@ mod tests {
         )
         .unwrap();
         assert_eq!(config.settle.quiet, Duration::ZERO);
-        assert_eq!(config.slot, "from_file");
+        assert_eq!(config.names.slot, "from_file");
         assert_eq!(config.allow.len(), 2);
         assert_eq!(config.formats.default, Format::Current);
         assert_eq!(config.max_in_flight, 3);

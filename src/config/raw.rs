@@ -179,9 +179,11 @@ fn list<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Er
 fn number<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<usize>, D::Error> {
     match TextOr::<usize>::deserialize(deserializer)? {
         TextOr::Value(number) => Ok(Some(number)),
-        TextOr::Text(text) => {
-            text.trim().parse().map(Some).map_err(|_| serde::de::Error::custom(format!("{text:?} is no number")))
-        }
+        TextOr::Text(text) => text
+            .trim()
+            .parse()
+            .map(Some)
+            .map_err(|_| serde::de::Error::custom(format!("{text:?} is no number"))),
     }
 }
 

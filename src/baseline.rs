@@ -1,0 +1,115 @@
+//! The baseline: a ledger whose mirror shows the database at one position of its log, from which the stream goes on.
+//!
+//! Invariant: the checkpoint is written last, so a ledger that has one is complete.
+
+use std::io::{IsTerminal, stderr};
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressStyle};
+use tracing::info;
+
+use crate::config::Config;
+use crate::error::{Error, Result};
+use crate::ledger::{Identity, Ledger, Write};
+use crate::mirror::{Persist, key_of};
+use crate::source::{Catalog, Exported, Progress, Replication, adopt, connect, copy_tables};
+
+/// Between two log lines while the mirror fills.
+const LOG_EVERY: Duration = Duration::from_secs(5);
+
+/// Fills `ledger` from the snapshot that was exported on `replication`, and returns it opened anew.
+pub async fn fill(
+    config: &Config,
+    mut ledger: Ledger,
+    catalog: &Catalog,
+    replication: Replication,
+    exported: &Exported,
+) -> Result<Ledger> {
+    let identity = Identity {
+        system_id: replication.server().system_id.clone(),
+        database: config.database.database.clone(),
+        slot: config.names.slot.clone(),
+    };
+    let client = connect(&config.database).await?;
+    adopt(&client, &config.database, &exported.snapshot).await?;
+    // The snapshot is ours now: the session that exported it may end.
+    drop(replication);
+    ledger.begin_snapshot(&identity)?;
+    let writer = ledger.start_writer()?;
+    let mut display = Display::new();
+    let writes = writer.writes.clone();
+    let rows = copy_tables(
+        &client,
+        &config.database,
+        catalog,
+        async |table, row| {
+            let put = Write::Mirror(Persist::Put { table, key: key_of(&row), row });
+            writes.send(put).await.map_err(|_| writer_gone())
+        },
+        |progress| display.show(progress),
+    )
+    .await;
+    display.finish(rows.as_ref().ok().copied());
+    if rows.is_ok() {
+        writes.send(Write::Checkpoint(exported.position)).await.map_err(|_| writer_gone())?;
+    }
+    drop((writes, writer.writes));
+    let ended = writer.ended.await.map_err(|_| writer_gone())?;
+    // A failed read explains why the writer stopped in the middle; its own complaint would only hide that.
+    rows?;
+    ended?;
+    Ledger::open(&config.state_dir)
+}
+
+fn writer_gone() -> Error {
+    Error::internal("the ledger's writer has stopped")
+}
+
+/// A bar on a terminal, log lines elsewhere.
+enum Display {
+    Bar(ProgressBar),
+    Log { last: Instant },
+}
+
+impl Display {
+    fn new() -> Display {
+        if !stderr().is_terminal() {
+            return Display::Log { last: Instant::now() };
+        }
+        let bar = ProgressBar::new(0);
+        if let Ok(style) = ProgressStyle::with_template("filling the mirror {bar:30} {pos}/{len} rows {msg}")
+        {
+            bar.set_style(style);
+        }
+        Display::Bar(bar)
+    }
+
+    fn show(&mut self, progress: Progress) {
+        match self {
+            Display::Bar(bar) => {
+                bar.set_length(progress.expected);
+                bar.set_position(progress.rows);
+                bar.set_message(progress.table.name());
+            }
+            Display::Log { last } if last.elapsed() >= LOG_EVERY => {
+                *last = Instant::now();
+                info!(
+                    rows = progress.rows,
+                    expected = progress.expected,
+                    table = progress.table.name(),
+                    "filling the mirror"
+                );
+            }
+            Display::Log { .. } => {}
+        }
+    }
+
+    fn finish(self, rows: Option<u64>) {
+        if let Display::Bar(bar) = self {
+            bar.finish_and_clear();
+        }
+        if let Some(rows) = rows {
+            info!(rows, "the mirror is filled");
+        }
+    }
+}

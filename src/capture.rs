@@ -1,0 +1,257 @@
+//! Capture: moves the engine with the stream and writes what comes of it to the ledger. A thread of its own, for the engine
+//! computes and the ledger's channel may be full; the stream's task never waits for either.
+//!
+//! Invariants: everything of one source transaction is written before its [`Write::Checkpoint`], so the ledger takes it as
+//! one; a group is closed by silence only when the server itself has said, by a keepalive, that nothing came until then.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::runtime::Handle;
+use tokio::sync::{Notify, mpsc};
+use tokio::time::Instant;
+use tokio_postgres::Client;
+use tracing::{debug, warn};
+
+use crate::change::{Key, Lsn, Micros, Row, Transaction};
+use crate::error::{Error, Policy, Result};
+use crate::event::{Effect, Engine, Format};
+use crate::ledger::{EventRecord, Write};
+use crate::schema::Table;
+use crate::source::{Catalog, ConnInfo, Delivery, Item, connect, fetch};
+
+/// The position of a quiet stream is made durable this often: one small commit a second at the most (PITFALLS 2).
+const IDLE_CHECKPOINT: Duration = Duration::from_secs(1);
+/// Between two requests for a keepalive while a group waits to be closed.
+const PROBE_INTERVAL: Duration = Duration::from_millis(20);
+/// The same while the stream is down or far behind.
+const SLOW_PROBE_INTERVAL: Duration = Duration::from_millis(500);
+/// Between two tries to fetch a row.
+const FETCH_WAIT: Duration = Duration::from_secs(2);
+
+/// See the module's documentation.
+pub struct Capture {
+    engine: Engine,
+    items: mpsc::Receiver<Delivery>,
+    writer: Effects,
+    probe: Arc<Notify>,
+    rows: Rows,
+    /// The server's clock, and ours, at the last delivery.
+    clock: Option<(Micros, Instant)>,
+    /// Keepalives prove silence only after the stream has come to where the server was.
+    caught_up: bool,
+    last_probe: Option<Instant>,
+    /// A position that a keepalive brought and that is not written yet.
+    idle_position: Option<Lsn>,
+    last_checkpoint_at: Instant,
+}
+
+/// Hands effects to the ledger's writer.
+struct Effects {
+    writes: mpsc::Sender<Write>,
+    default_format: Format,
+    checkpoint: Lsn,
+    is_gone: bool,
+}
+
+impl Capture {
+    /// A capture that goes on at `checkpoint`, where the engine's mirror is.
+    pub fn new(
+        engine: Engine,
+        checkpoint: Lsn,
+        items: mpsc::Receiver<Delivery>,
+        writes: mpsc::Sender<Write>,
+        probe: Arc<Notify>,
+        rows: Rows,
+        default_format: Format,
+    ) -> Capture {
+        Capture {
+            engine,
+            items,
+            writer: Effects { writes, default_format, checkpoint, is_gone: false },
+            probe,
+            rows,
+            clock: None,
+            caught_up: false,
+            last_probe: None,
+            idle_position: None,
+            last_checkpoint_at: Instant::now(),
+        }
+    }
+
+    /// Runs until the stream's side of the channel is closed; blocks its thread.
+    pub fn run(mut self, runtime: &Handle) -> Result<()> {
+        loop {
+            let wake_at = self.next_wake();
+            let next = runtime.block_on(async {
+                match wake_at {
+                    Some(at) => tokio::time::timeout_at(at, self.items.recv()).await.ok(),
+                    None => Some(self.items.recv().await),
+                }
+            });
+            match next {
+                Some(Some(delivery)) => self.take(delivery, runtime)?,
+                Some(None) => {
+                    self.write_idle_position();
+                    return Ok(());
+                }
+                None => self.wake(),
+            }
+            if self.writer.is_gone {
+                // The writer tells why itself.
+                return Ok(());
+            }
+        }
+    }
+
+    fn take(&mut self, delivery: Delivery, runtime: &Handle) -> Result<()> {
+        self.clock = Some((delivery.server_time, delivery.received));
+        match delivery.item {
+            Item::Transaction(transaction, permit) => {
+                self.transaction(transaction, runtime)?;
+                drop(permit);
+            }
+            Item::Alive { position, caught_up } => {
+                self.caught_up = caught_up;
+                self.alive(position, delivery.server_time);
+            }
+        }
+        Ok(())
+    }
+
+    fn transaction(&mut self, transaction: Transaction, runtime: &Handle) -> Result<()> {
+        let end = transaction.end_lsn;
+        let Capture { engine, writer, rows, .. } = self;
+        for (table, key) in engine.mirror().lacks(&transaction) {
+            if let Some(row) = rows.fetch(table, &key, runtime)? {
+                engine.supply(table, row, &mut |effect| writer.write(effect));
+            }
+        }
+        engine.transaction(transaction, &mut |effect| writer.write(effect));
+        writer.checkpoint(end);
+        self.idle_position = None;
+        self.last_checkpoint_at = Instant::now();
+        Ok(())
+    }
+
+    fn alive(&mut self, position: Lsn, server_time: Micros) {
+        if position > self.writer.checkpoint {
+            self.idle_position = Some(position);
+        }
+        if self.caught_up && self.engine.next_deadline().is_some_and(|deadline| deadline <= server_time) {
+            let Capture { engine, writer, .. } = self;
+            engine.silence(server_time, &mut |effect| writer.write(effect));
+            writer.checkpoint(position);
+            self.idle_position = None;
+            self.last_checkpoint_at = Instant::now();
+        } else if self.last_checkpoint_at.elapsed() >= IDLE_CHECKPOINT {
+            self.write_idle_position();
+        }
+    }
+
+    fn write_idle_position(&mut self) {
+        if let Some(position) = self.idle_position.take() {
+            self.writer.checkpoint(position);
+            self.last_checkpoint_at = Instant::now();
+        }
+    }
+
+    /// The server's clock now, as far as we can tell.
+    fn server_now(&self) -> Option<Micros> {
+        self.clock.map(|(server, ours)| server.plus(ours.elapsed()))
+    }
+
+    fn next_wake(&self) -> Option<Instant> {
+        let idle = self.idle_position.map(|_| self.last_checkpoint_at + IDLE_CHECKPOINT);
+        idle.into_iter().chain(self.next_probe()).min()
+    }
+
+    fn next_probe(&self) -> Option<Instant> {
+        let deadline = self.engine.next_deadline()?;
+        let (server, ours) = self.clock.unwrap_or((deadline, Instant::now()));
+        let due = ours + Duration::from_micros(u64::try_from(deadline.0 - server.0).unwrap_or(0));
+        let interval = if self.caught_up { PROBE_INTERVAL } else { SLOW_PROBE_INTERVAL };
+        Some(self.last_probe.map_or(due, |last| due.max(last + interval)))
+    }
+
+    fn wake(&mut self) {
+        if self.idle_position.is_some() && self.last_checkpoint_at.elapsed() >= IDLE_CHECKPOINT {
+            self.write_idle_position();
+        }
+        let now = Instant::now();
+        if self.next_probe().is_some_and(|at| at <= now) {
+            self.last_probe = Some(now);
+            debug!(server_now = ?self.server_now(), "asking the server for a keepalive");
+            self.probe.notify_one();
+        }
+    }
+}
+
+impl Effects {
+    fn write(&mut self, effect: Effect) {
+        let write = match effect {
+            Effect::Mirror(persist) => Write::Mirror(persist),
+            Effect::KeepGroup { slot, bytes } => Write::KeepGroup(slot, bytes),
+            Effect::DropGroup { slot } => Write::DropGroup(slot),
+            Effect::Event(event, recipients) => {
+                Write::Event(Box::new(EventRecord::new(&event, recipients, self.default_format)))
+            }
+            Effect::EndpointChanged(endpoint) => Write::EndpointChanged(endpoint),
+            Effect::EndpointGone(endpoint) => Write::EndpointGone(endpoint),
+        };
+        self.send(write);
+    }
+
+    /// What was written before belongs together, and to this position.
+    fn checkpoint(&mut self, position: Lsn) {
+        self.checkpoint = self.checkpoint.max(position);
+        self.send(Write::Checkpoint(self.checkpoint));
+    }
+
+    fn send(&mut self, write: Write) {
+        if !self.is_gone && self.writes.blocking_send(write).is_err() {
+            self.is_gone = true;
+        }
+    }
+}
+
+/// Fetches the few rows that the mirror does not keep. Connects when it is first needed.
+pub struct Rows {
+    info: ConnInfo,
+    catalog: Catalog,
+    client: Option<Client>,
+}
+
+impl Rows {
+    /// Rows of this database.
+    pub fn new(info: ConnInfo, catalog: Catalog) -> Rows {
+        Rows { info, catalog, client: None }
+    }
+
+    /// The row as it is now; `None` when it is gone. Tries until the database answers: a transaction cannot be understood
+    /// without it, and nothing after it is confirmed meanwhile.
+    fn fetch(&mut self, table: Table, key: &Key, runtime: &Handle) -> Result<Option<Row>> {
+        loop {
+            let error = match runtime.block_on(self.try_fetch(table, key)) {
+                Ok(row) => return Ok(row),
+                Err(error) => error,
+            };
+            self.client = None;
+            if error.kind().policy() == Policy::Stop {
+                return Err(Error::new(error.kind(), error.to_string()));
+            }
+            warn!(%error, table = table.name(), "a row that a change refers to cannot be fetched: trying again");
+            std::thread::sleep(FETCH_WAIT);
+        }
+    }
+
+    async fn try_fetch(&mut self, table: Table, key: &Key) -> Result<Option<Row>> {
+        let client = match self.client.take().filter(|client| !client.is_closed()) {
+            Some(client) => client,
+            None => connect(&self.info).await?,
+        };
+        let row = fetch(&client, &self.info, &self.catalog, table, key).await;
+        self.client = Some(client);
+        row
+    }
+}

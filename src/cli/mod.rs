@@ -1,0 +1,91 @@
+//! The command line: what was typed, and which function does it. Every command is a file.
+
+mod check;
+mod run;
+mod setup;
+mod status;
+mod uninstall;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::config::Config;
+use crate::error::{Error, Result};
+use crate::ops::logging;
+
+/// Correct, durable webhooks for any Flagsmith installation, read from its PostgreSQL change stream.
+#[derive(Debug, Parser)]
+#[command(name = "flagpost", version, about, arg_required_else_help = true)]
+struct Cli {
+    /// Configuration file [default: /etc/flagpost/flagpost.toml, if it exists]
+    #[arg(long, value_name = "FILE", global = true, env = "FLAGPOST_CONFIG")]
+    config: Option<PathBuf>,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Tell what stands in the way, with the SQL that mends it
+    Check(Json),
+    /// Make publication and slot, and fill the mirror
+    Setup(setup::Options),
+    /// Capture changes and deliver webhooks until told to stop
+    Run,
+    /// Show lag, queues and endpoints
+    Status(Json),
+    /// Drop slot and publication
+    Uninstall(uninstall::Options),
+}
+
+/// For commands that a program may read.
+#[derive(Debug, Args)]
+struct Json {
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs the command that was typed and returns the exit code of the contract: 0 done, 1 failed, 2 usage or configuration, 3
+/// the database refuses or lacks something, 4 needs an operator.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match execute(cli) {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            eprintln!("flagpost: {error}");
+            ExitCode::from(error.kind().exit_code())
+        }
+    }
+}
+
+fn execute(cli: Cli) -> Result<u8> {
+    let environment: BTreeMap<String, String> = std::env::vars_os()
+        .filter_map(|(key, value)| Some((key.into_string().ok()?, value.into_string().ok()?)))
+        .collect();
+    let config = Config::load(cli.config.as_deref(), &environment)?;
+    logging::start(&config)?;
+    for variable in &config.unknown_variables {
+        tracing::warn!(variable, "this environment variable means nothing to flagpost: is it misspelt?");
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .map_err(|e| Error::internal(format!("the runtime cannot be started: {e}")))?;
+    let code = runtime.block_on(async {
+        match cli.command {
+            Command::Check(options) => check::check(&config, options.json).await,
+            Command::Setup(options) => setup::setup(&config, &options).await,
+            Command::Run => run::run(&config).await,
+            Command::Status(options) => status::status(&config, options.json).await,
+            Command::Uninstall(options) => uninstall::uninstall(&config, &options).await,
+        }
+    });
+    // Whatever still hangs (a resolver's thread) must not keep the process.
+    runtime.shutdown_background();
+    code
+}

@@ -1,0 +1,142 @@
+//! `flagpost setup`: makes the publication and the slot, fills the mirror from the slot's snapshot, and shows the SQL.
+
+use clap::Args;
+use tokio_postgres::Client;
+
+use crate::baseline;
+use crate::config::Config;
+use crate::error::{Error, Kind, Result};
+use crate::ledger::Ledger;
+use crate::source::{
+    Catalog, Publication, Replication, Step, connect, grant_steps, publication_steps, slot_step, sql_error,
+};
+
+/// What was typed.
+#[derive(Debug, Args)]
+pub(super) struct Options {
+    /// Only print the SQL, for a DBA to read and run
+    #[arg(long)]
+    print: bool,
+    /// With --print: also the SQL that makes a role for the daemon
+    #[arg(long, value_name = "ROLE")]
+    role: Option<String>,
+    /// Begin anew: drop the slot, make another, fill the mirror again. What was not captured until now is not sent
+    #[arg(long)]
+    resnapshot: bool,
+    /// Do not fill the mirror: the first `run` does
+    #[arg(long)]
+    no_mirror: bool,
+}
+
+pub(super) async fn setup(config: &Config, options: &Options) -> Result<u8> {
+    let client = connect(&config.database).await?;
+    let catalog = Catalog::read(&client, &config.database, &config.names.schema).await?;
+    catalog.require(&config.database)?;
+    let existing = Publication::read(&client, &config.database, &catalog, &config.names.publication).await?;
+    let mut steps = publication_steps(&catalog, &config.names, existing.as_ref());
+    if options.print {
+        let slot = Replication::connect(&config.database).await.ok();
+        let has_slot = match slot {
+            Some(mut replication) => replication.slot(&config.names.slot).await?.is_some(),
+            None => false,
+        };
+        if !has_slot || options.resnapshot {
+            steps.push(slot_step(&config.names));
+        }
+        if let Some(role) = &options.role {
+            steps.push(grant_steps(&catalog, &config.database, role));
+        }
+        if steps.is_empty() {
+            println!("-- publication and slot are as they must be: nothing to do");
+        }
+        steps.iter().for_each(show);
+        return Ok(0);
+    }
+    // Before anything is changed: can we stream at all?
+    let replication = Replication::connect(&config.database).await?;
+    for step in &steps {
+        run_step(config, &client, step).await?;
+    }
+    if steps.is_empty() {
+        println!("publication {:?} is as it must be", config.names.publication);
+    }
+    drop(client);
+    prepare_slot(config, options, &catalog, replication).await?;
+    println!(
+        "done: start it with \"flagpost run\", and set DISABLE_WEBHOOKS=true in Flagsmith's environment"
+    );
+    Ok(0)
+}
+
+fn show(step: &Step) {
+    println!("-- {}\n{}", step.what, step.sql.trim_end());
+    println!();
+}
+
+async fn run_step(config: &Config, client: &Client, step: &Step) -> Result<()> {
+    show(step);
+    client.batch_execute(&step.sql).await.map_err(|e| {
+        let error = sql_error(&config.database, &step.what, &e);
+        if e.code().is_some_and(|code| code.code() == "42501") {
+            return Error::new(
+                Kind::DatabaseRefuses,
+                format!("{error} (or let the tables' owner run the output of \"flagpost setup --print\")"),
+            );
+        }
+        error
+    })
+}
+
+async fn prepare_slot(
+    config: &Config,
+    options: &Options,
+    catalog: &Catalog,
+    mut replication: Replication,
+) -> Result<()> {
+    let name = &config.names.slot;
+    let existing = replication.slot(name).await?;
+    if let Some(slot) = &existing {
+        let is_usable = slot.require(name, &config.database.database);
+        if !options.resnapshot {
+            is_usable?;
+            println!("replication slot {name:?} is there");
+            return Ok(());
+        }
+        if slot.plugin != crate::source::PLUGIN || slot.database != config.database.database {
+            return is_usable;
+        }
+    }
+    // The ledger is opened first: it tells whether a daemon is running, and no slot is made that could not be used.
+    let ledger = if options.no_mirror { None } else { Some(Ledger::open(&config.state_dir)?) };
+    if let (Some(ledger), None) = (&ledger, &existing)
+        && ledger.checkpoint()?.is_some()
+        && !options.resnapshot
+    {
+        return Err(Error::new(
+            Kind::SlotLost,
+            format!(
+                "the ledger in {} has been filled before, and its slot {name:?} is gone: run \"flagpost setup --resnapshot\" \
+                 to begin anew (what changed in between is not sent)",
+                config.state_dir.display()
+            ),
+        ));
+    }
+    if existing.is_some() {
+        println!("DROP_REPLICATION_SLOT \"{name}\";  -- over the replication connection");
+        replication.drop_slot(name).await?;
+    }
+    println!(
+        "CREATE_REPLICATION_SLOT \"{name}\" LOGICAL pgoutput EXPORT_SNAPSHOT;  -- over the replication connection"
+    );
+    let exported = replication.create_slot(name, false).await?;
+    let Some(ledger) = ledger else { return Ok(()) };
+    if let Err(error) = baseline::fill(config, ledger, catalog, replication, &exported).await {
+        // A slot without a mirror would only hold the server's log back.
+        if let Ok(mut replication) = Replication::connect(&config.database).await {
+            replication.drop_slot(name).await.ok();
+        }
+        return Err(error);
+    }
+    println!("the mirror is in {}, at {}", config.state_dir.display(), exported.position);
+    Ok(())
+}

@@ -1,0 +1,297 @@
+//! The daemon: puts the stages together, waits, and takes them apart in order.
+//!
+//! Shutdown is one list, in [`Running::stop`]: stop reading → finish attempts → commit → last status update → exit.
+
+use std::time::Duration;
+
+use std::sync::Arc;
+
+use tokio::runtime::Handle;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{Notify, Semaphore, mpsc, oneshot};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::baseline;
+use crate::capture::{Capture, Rows};
+use crate::config::Config;
+use crate::delivery::{Client, Dispatcher, Guard, Options};
+use crate::error::{Error, Kind, Result};
+use crate::event::Engine;
+use crate::ledger::{Identity, Ledger};
+use crate::mirror::Mirror;
+use crate::schema::Table;
+use crate::source::{
+    BUDGET, Catalog, Channels, Follow, Publication, QUEUE, Replication, Stream, connect, follow, open,
+};
+
+/// The name of the slot that lives only while a mirror is filled for a slot that was made before.
+const TEMPORARY_SUFFIX: &str = "_baseline";
+
+/// Runs until SIGTERM or SIGINT (then `Ok`), or until something is wrong that waiting does not mend. `ready` is called once,
+/// when the mirror is loaded and the stream is open.
+pub async fn run(config: &Config, ready: impl FnOnce(&str)) -> Result<()> {
+    let stop = CancellationToken::new();
+    stop_on_signals(&stop)?;
+    let prepared = tokio::select! {
+        prepared = prepare(config) => prepared?,
+        () = stop.cancelled() => return Ok(()),
+    };
+    let running = start(config, prepared, stop.clone()).await?;
+    ready(&running.summary);
+    running.wait().await
+}
+
+fn stop_on_signals(stop: &CancellationToken) -> Result<()> {
+    for kind in [SignalKind::terminate(), SignalKind::interrupt()] {
+        let mut signal =
+            signal(kind).map_err(|e| Error::internal(format!("signals cannot be listened to: {e}")))?;
+        let stop = stop.clone();
+        tokio::spawn(async move {
+            if signal.recv().await.is_some() {
+                info!("stopping");
+                stop.cancel();
+            }
+        });
+    }
+    Ok(())
+}
+
+/// A ledger with a complete mirror, for a database that has what is needed.
+struct Prepared {
+    ledger: Ledger,
+    identity: Identity,
+    catalog: Catalog,
+}
+
+async fn prepare(config: &Config) -> Result<Prepared> {
+    let client = connect(&config.database).await?;
+    let catalog = Catalog::read(&client, &config.database, &config.names.schema).await?;
+    catalog.require(&config.database)?;
+    require_publication(config, &client, &catalog).await?;
+    drop(client);
+    let mut replication = Replication::connect(&config.database).await?;
+    let identity = Identity {
+        system_id: replication.server().system_id.clone(),
+        database: config.database.database.clone(),
+        slot: config.names.slot.clone(),
+    };
+    let slot = replication.slot(&config.names.slot).await?;
+    if let Some(slot) = &slot {
+        slot.require(&config.names.slot, &config.database.database)?;
+    }
+    let ledger = Ledger::open(&config.state_dir)?;
+    if ledger.checkpoint()?.is_some() {
+        require_identity(config, ledger.identity()?, &identity)?;
+        return Ok(Prepared { ledger, identity, catalog });
+    }
+    let name = &config.names.slot;
+    let exported = if slot.is_none() {
+        info!(slot = name, "making the replication slot: this waits for transactions that are open now");
+        replication.create_slot(name, false).await?
+    } else {
+        // The slot was made without us: a second one, for a moment, gives the snapshot. What changed before it is the
+        // baseline and not sent.
+        info!(slot = name, "the slot is there and the mirror is not: what changed until now is not sent");
+        replication.create_slot(&format!("{name}{TEMPORARY_SUFFIX}"), true).await?
+    };
+    let ledger = baseline::fill(config, ledger, &catalog, replication, &exported).await?;
+    Ok(Prepared { ledger, identity, catalog })
+}
+
+async fn require_publication(
+    config: &Config,
+    client: &tokio_postgres::Client,
+    catalog: &Catalog,
+) -> Result<()> {
+    let name = &config.names.publication;
+    let Some(publication) = Publication::read(client, &config.database, catalog, name).await? else {
+        return Err(Error::new(
+            Kind::DatabaseRefuses,
+            format!("publication {name:?} does not exist: run \"flagpost setup\""),
+        ));
+    };
+    let missing = publication.missing(catalog);
+    if missing.is_empty() && publication.all_operations {
+        return Ok(());
+    }
+    let what = if missing.is_empty() { "some operations".to_owned() } else { missing.join(", ") };
+    Err(Error::new(
+        Kind::DatabaseRefuses,
+        format!(
+            "publication {name:?} does not publish {what}: run \"flagpost setup\" to bring it up to date"
+        ),
+    ))
+}
+
+fn require_identity(config: &Config, found: Option<Identity>, expected: &Identity) -> Result<()> {
+    if found.as_ref() == Some(expected) {
+        return Ok(());
+    }
+    let found = found.map_or_else(
+        || "an unknown database".to_owned(),
+        |id| format!("cluster {}, database {:?}, slot {:?}", id.system_id, id.database, id.slot),
+    );
+    Err(Error::new(
+        Kind::LedgerMismatch,
+        format!(
+            "the ledger in {} belongs to {found}, not to cluster {}, database {:?}, slot {:?}: correct database.url, \
+             source.slot or state.dir, or begin anew with \"flagpost setup --resnapshot\"",
+            config.state_dir.display(),
+            expected.system_id,
+            expected.database,
+            expected.slot
+        ),
+    ))
+}
+
+struct Running {
+    summary: String,
+    stop: CancellationToken,
+    stream: JoinHandle<Result<Option<Stream>>>,
+    capture: oneshot::Receiver<Result<()>>,
+    dispatcher: JoinHandle<Result<()>>,
+    writer_ended: oneshot::Receiver<Result<()>>,
+}
+
+async fn start(config: &Config, prepared: Prepared, stop: CancellationToken) -> Result<Running> {
+    let Prepared { ledger, identity, catalog } = prepared;
+    let checkpoint = ledger.checkpoint()?.unwrap_or_default();
+    let engine = load_engine(config, &ledger, &catalog, &identity)?;
+    let endpoints = [Table::EnvironmentWebhook, Table::OrganisationWebhook]
+        .map(|table| engine.mirror().count(table))
+        .iter()
+        .sum::<usize>();
+    let reader = ledger.reader()?;
+    let writer = ledger.start_writer()?;
+    let (out, items) = mpsc::channel(QUEUE);
+    let channels = Channels {
+        out,
+        budget: Arc::new(Semaphore::new(BUDGET)),
+        durable: writer.durable.clone(),
+        probe: Arc::new(Notify::new()),
+    };
+    let what = Follow {
+        info: config.database.clone(),
+        names: config.names.clone(),
+        system_id: identity.system_id,
+        from: checkpoint,
+    };
+    let first = open(&what, &channels).await?;
+
+    let guard = Guard::new(config.allow.clone());
+    let client = Client::new(guard, config.timeouts)?;
+    let options = Options {
+        max_in_flight: config.max_in_flight,
+        schedule: config.schedule.clone(),
+        ..Options::default()
+    };
+    let dispatcher = Dispatcher::new(reader, writer.writes.clone(), writer.newsstand, client, options);
+    // Deliveries go on while the stream is being read to its end; they stop when it has.
+    let stop_sending = stop.child_token();
+    let dispatcher = tokio::spawn(dispatcher.run(stop_sending));
+    let capture = Capture::new(
+        engine,
+        checkpoint,
+        items,
+        writer.writes,
+        Arc::clone(&channels.probe),
+        Rows::new(config.database.clone(), catalog),
+        config.formats.default,
+    );
+    let capture = start_capture(capture)?;
+    let summary = format!(
+        "flagpost {} ready: reading {} from {checkpoint}, {endpoints} endpoints",
+        env!("CARGO_PKG_VERSION"),
+        config.database.shown()
+    );
+    let stop_reading = stop.clone();
+    let stream = tokio::spawn(async move { follow(&what, channels, first, &stop_reading).await });
+    Ok(Running { summary, stop, stream, capture, dispatcher, writer_ended: writer.ended })
+}
+
+fn load_engine(config: &Config, ledger: &Ledger, catalog: &Catalog, identity: &Identity) -> Result<Engine> {
+    let mut mirror = Mirror::new(catalog.capabilities());
+    ledger.load_mirror(|table, row| mirror.load(table, row))?;
+    let mut engine = Engine::new(
+        mirror,
+        identity.system_id.clone(),
+        config.settle,
+        config.formats.clone(),
+        config.metadata_events,
+    );
+    for bytes in ledger.load_groups()? {
+        if !engine.restore_group(&bytes) {
+            return Err(Error::new(
+                Kind::LedgerMismatch,
+                "the ledger holds an open change that this flagpost cannot read: run the flagpost that wrote it",
+            ));
+        }
+    }
+    Ok(engine)
+}
+
+fn start_capture(capture: Capture) -> Result<oneshot::Receiver<Result<()>>> {
+    let (sender, receiver) = oneshot::channel();
+    let runtime = Handle::current();
+    std::thread::Builder::new()
+        .name("capture".into())
+        .spawn(move || {
+            // Nobody to tell when the daemon is gone.
+            sender.send(capture.run(&runtime)).ok();
+        })
+        .map_err(|e| Error::internal(format!("the capture thread cannot be started: {e}")))?;
+    Ok(receiver)
+}
+
+impl Running {
+    /// Waits until a stage ends, which each does only when told to or when something is wrong.
+    async fn wait(mut self) -> Result<()> {
+        let mut first_error = None;
+        tokio::select! {
+            () = self.stop.cancelled() => {}
+            result = &mut self.writer_ended => first_error = Some(flatten(result, "the ledger's writer")),
+            result = &mut self.capture => first_error = Some(flatten(result, "the capture thread")),
+            result = &mut self.dispatcher => {
+                first_error = Some(result.map_err(|e| panicked("the dispatcher", &e)).flatten());
+            }
+            result = &mut self.stream => {
+                first_error = Some(result.map_err(|e| panicked("the stream", &e)).flatten().map(drop));
+            }
+        }
+        match first_error {
+            None => self.stop().await,
+            Some(result) => {
+                self.stop.cancel();
+                Err(result.err().unwrap_or_else(|| Error::internal("a stage ended though nobody told it to")))
+            }
+        }
+    }
+
+    async fn stop(self) -> Result<()> {
+        let stream = self.stream.await.map_err(|e| panicked("the stream", &e)).flatten()?;
+        flatten(self.capture.await, "the capture thread")?;
+        self.dispatcher.await.map_err(|e| panicked("the dispatcher", &e)).flatten()?;
+        // Every sender is gone: the writer commits what it has and ends.
+        flatten(self.writer_ended.await, "the ledger's writer")?;
+        match stream {
+            Some(stream) => stream.finish().await,
+            None => warn!("stopped without a connection: the last position is confirmed at the next start"),
+        }
+        info!("stopped");
+        Ok(())
+    }
+}
+
+fn flatten<E>(result: Result<Result<()>, E>, who: &str) -> Result<()> {
+    result
+        .unwrap_or_else(|_| Err(Error::internal(format!("{who} has died: this is a bug, please report it"))))
+}
+
+fn panicked(who: &str, error: &tokio::task::JoinError) -> Error {
+    Error::internal(format!("{who} has died ({error}): this is a bug, please report it"))
+}
+
+/// How long a stop may take, so that an operator's service manager can be told: attempts in flight, then the commits.
+pub const STOP_WITHIN: Duration = Duration::from_secs(15);

@@ -1,0 +1,302 @@
+//! The stream: reads pgoutput, hands on transactions, and tells the server what is durable here.
+//!
+//! Invariants: the position that is confirmed is the one in `durable`, which only the ledger's writer moves (PITFALLS 3);
+//! this task never waits for anything but the server and room in its channel, and while it waits for room it goes on
+//! confirming (PITFALLS 6); a keepalive's position is handed on in its place between the transactions, so that it becomes
+//! durable after everything before it (PITFALLS 2).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Buf, BufMut, Bytes};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, watch};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
+use tokio_util::sync::CancellationToken;
+
+use super::assemble::Assembler;
+use super::pgoutput::{decode, from_postgres_epoch, to_postgres_epoch};
+use super::replication::{Names, Replication};
+use super::wire::{Frame, Wire};
+use crate::change::{Lsn, Micros, Transaction};
+use crate::error::{Error, Kind, Result};
+
+/// The server is told where we are at least this often (it gives up after `wal_sender_timeout`, a minute by default).
+const STATUS_INTERVAL: Duration = Duration::from_secs(5);
+/// After a commit became durable it is confirmed at once, but not more often than this.
+const CONFIRM_INTERVAL: Duration = Duration::from_millis(50);
+/// Unit of [`Channels::budget`], in bytes.
+const BUDGET_UNIT: usize = 1024;
+/// Units that wait between the stream and the engine at the most: 16 MiB. A larger transaction takes all of it, alone.
+pub const BUDGET: usize = 16 * 1024;
+/// Transactions that wait there at the most.
+pub const QUEUE: usize = 256;
+
+/// The server sends each message alone. When reads this small follow each other without a pause, a short wait lets several
+/// arrive at once: more throughput for less CPU (PITFALLS 17).
+const SMALL_READ: usize = 4 * 1024;
+const SMALL_READS: u32 = 32;
+const COALESCE: Duration = Duration::from_millis(1);
+/// Reads further apart than this are no busy stream.
+const BUSY_GAP: Duration = Duration::from_micros(500);
+
+/// What the stream brings.
+#[derive(Debug)]
+pub enum Item {
+    /// A committed transaction.
+    Transaction(Transaction, Option<OwnedSemaphorePermit>),
+    /// Everything before `position` that concerns us has been handed on.
+    Alive {
+        /// A position of the server's log.
+        position: Lsn,
+        /// Whether we have come to where the server was when we connected: silence means silence only then.
+        caught_up: bool,
+    },
+}
+
+/// An [`Item`] with the server's clock.
+#[derive(Debug)]
+pub struct Delivery {
+    /// What was brought.
+    pub item: Item,
+    /// The server's clock when it sent it.
+    pub server_time: Micros,
+    /// Our clock when it came.
+    pub received: Instant,
+}
+
+/// How the stream is connected with the rest.
+#[derive(Clone)]
+pub struct Channels {
+    /// Takes what the stream brings.
+    pub out: mpsc::Sender<Delivery>,
+    /// Bounds what waits in `out` by size.
+    pub budget: Arc<Semaphore>,
+    /// The position that may be confirmed.
+    pub durable: watch::Receiver<Lsn>,
+    /// Asks the server for a keepalive: proof of silence.
+    pub probe: Arc<Notify>,
+}
+
+/// An open stream.
+pub struct Stream {
+    wire: Wire,
+    assembler: Assembler,
+    channels: Channels,
+    /// The server's position when we connected.
+    goal: Lsn,
+    /// What the server has sent.
+    received: Lsn,
+    /// End of the last transaction that was handed on: where the next session goes on.
+    handed_on: Lsn,
+    confirmed: Lsn,
+    last_status: Instant,
+    small_reads: u32,
+    last_read_at: Instant,
+}
+
+impl Stream {
+    /// Starts streaming after `from`.
+    pub async fn start(
+        replication: Replication,
+        names: &Names,
+        from: Lsn,
+        channels: Channels,
+    ) -> Result<Stream> {
+        let Replication { mut wire, server } = replication;
+        let command = format!(
+            "START_REPLICATION SLOT \"{}\" LOGICAL {from} (proto_version '1', publication_names '\"{}\"')",
+            names.slot, names.publication
+        );
+        wire.start_copy(&format!("reading replication slot {:?}", names.slot), &command).await?;
+        Ok(Stream {
+            wire,
+            assembler: Assembler::new(&names.schema, server.next_xid),
+            channels,
+            goal: server.position,
+            received: from,
+            handed_on: from,
+            confirmed: Lsn::default(),
+            last_status: Instant::now(),
+            small_reads: 0,
+            last_read_at: Instant::now(),
+        })
+    }
+
+    /// Where the next session must go on.
+    pub fn handed_on(&self) -> Lsn {
+        self.handed_on
+    }
+
+    /// Reads until `stop` (then `Ok`) or until the stream breaks.
+    pub async fn run(&mut self, stop: &CancellationToken) -> Result<()> {
+        let mut tick = interval(STATUS_INTERVAL);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let probe = Arc::clone(&self.channels.probe);
+        let mut durable = self.channels.durable.clone();
+        loop {
+            while let Some(frame) = self.wire.buffered()? {
+                if !self.frame(frame, stop).await? {
+                    return Ok(());
+                }
+            }
+            let confirm_at = self.last_status + CONFIRM_INTERVAL;
+            let has_more_to_confirm = *durable.borrow_and_update() > self.confirmed;
+            tokio::select! {
+                frame = self.wire.frame() => {
+                    if !self.frame(frame?, stop).await? {
+                        return Ok(());
+                    }
+                    self.coalesce().await;
+                }
+                () = sleep_until(confirm_at), if has_more_to_confirm => self.status(false).await?,
+                // The sender lives as long as the ledger's writer; when that is gone the daemon stops.
+                Ok(()) = durable.changed(), if !has_more_to_confirm => {}
+                () = probe.notified() => self.status(true).await?,
+                _ = tick.tick() => self.status(false).await?,
+                () = stop.cancelled() => return Ok(()),
+            }
+        }
+    }
+
+    /// Tells the server what has become durable, and ends the session so that the slot is free at once.
+    pub async fn finish(mut self) {
+        if self.status(false).await.is_ok() {
+            self.wire.close().await;
+        }
+    }
+
+    async fn coalesce(&mut self) {
+        let now = Instant::now();
+        let is_busy = self.wire.last_read < SMALL_READ && now - self.last_read_at < BUSY_GAP;
+        self.small_reads = if is_busy { self.small_reads + 1 } else { 0 };
+        if self.small_reads >= SMALL_READS {
+            tokio::time::sleep(COALESCE).await;
+        }
+        self.last_read_at = Instant::now();
+    }
+
+    /// Takes one message. False when there is nobody left to hand it to.
+    async fn frame(&mut self, frame: Frame, stop: &CancellationToken) -> Result<bool> {
+        match frame.tag {
+            b'd' => self.copy_data(frame.body, stop).await,
+            b'E' => Err(self.wire.refused("streaming", &frame.body)),
+            // CopyDone: the server shuts down in an orderly way and will be back.
+            b'c' => Err(Error::new(
+                Kind::DatabaseUnreachable,
+                "the server ended the stream: it goes on once the server is back",
+            )),
+            _ => Ok(true),
+        }
+    }
+
+    async fn copy_data(&mut self, mut body: Bytes, stop: &CancellationToken) -> Result<bool> {
+        let malformed =
+            || Error::internal("the server sent a malformed streaming message: nothing was confirmed");
+        match body.try_get_u8() {
+            Ok(b'w') => {
+                if body.len() < 24 {
+                    return Err(malformed());
+                }
+                let start = Lsn(body.get_u64());
+                body.advance(8);
+                let server_time = from_postgres_epoch(body.get_i64());
+                self.received = self.received.max(start);
+                self.message(&body, server_time, stop).await
+            }
+            Ok(b'k') => {
+                if body.len() < 17 {
+                    return Err(malformed());
+                }
+                let position = Lsn(body.get_u64());
+                let server_time = from_postgres_epoch(body.get_i64());
+                let wants_reply = body.get_u8() == 1;
+                self.received = self.received.max(position);
+                let item = Item::Alive { position, caught_up: position >= self.goal };
+                let goes_on = self.hand_on(item, server_time, stop).await?;
+                if wants_reply {
+                    self.status(false).await?;
+                }
+                Ok(goes_on)
+            }
+            _ => Err(malformed()),
+        }
+    }
+
+    async fn message(&mut self, body: &[u8], server_time: Micros, stop: &CancellationToken) -> Result<bool> {
+        let message = decode(body).map_err(|e| {
+            Error::internal(format!(
+                "the server sent {e}: nothing was confirmed; restart flagpost, report it if it stays"
+            ))
+        })?;
+        let Some(transaction) = self.assembler.take(message)? else { return Ok(true) };
+        // A server may start a little before the position that was asked for; what was handed on is not handed on twice.
+        if transaction.end_lsn <= self.handed_on {
+            return Ok(true);
+        }
+        let end = transaction.end_lsn;
+        let units = u32::try_from((transaction.size() / BUDGET_UNIT + 1).min(BUDGET)).unwrap_or(1);
+        let Some(permit) = self.permit(units, stop).await? else { return Ok(false) };
+        if !self.hand_on(Item::Transaction(transaction, Some(permit)), server_time, stop).await? {
+            return Ok(false);
+        }
+        self.handed_on = end;
+        self.received = self.received.max(end);
+        Ok(true)
+    }
+
+    async fn permit(&mut self, units: u32, stop: &CancellationToken) -> Result<Option<OwnedSemaphorePermit>> {
+        let acquire = Arc::clone(&self.channels.budget).acquire_many_owned(units);
+        tokio::pin!(acquire);
+        loop {
+            tokio::select! {
+                permit = &mut acquire => return Ok(permit.ok()),
+                () = stop.cancelled() => return Ok(None),
+                () = sleep_until(self.next_status()) => {}
+            }
+            self.status(false).await?;
+        }
+    }
+
+    async fn hand_on(&mut self, item: Item, server_time: Micros, stop: &CancellationToken) -> Result<bool> {
+        let delivery = Delivery { item, server_time, received: Instant::now() };
+        let out = self.channels.out.clone();
+        let room = out.reserve();
+        tokio::pin!(room);
+        loop {
+            tokio::select! {
+                room = &mut room => {
+                    let Ok(room) = room else { return Ok(false) };
+                    room.send(delivery);
+                    return Ok(true);
+                }
+                () = stop.cancelled() => return Ok(false),
+                () = sleep_until(self.next_status()) => {}
+            }
+            self.status(false).await?;
+        }
+    }
+
+    /// When to confirm next while we wait for room. The update itself is never raced against anything: half a message
+    /// would break the session.
+    fn next_status(&self) -> Instant {
+        let has_more_to_confirm = *self.channels.durable.borrow() > self.confirmed;
+        self.last_status + if has_more_to_confirm { Duration::from_secs(1) } else { STATUS_INTERVAL }
+    }
+
+    /// Standby status update: written = received, flushed and applied = durable.
+    async fn status(&mut self, wants_reply: bool) -> Result<()> {
+        let durable = *self.channels.durable.borrow();
+        let mut payload = [0_u8; 34];
+        let mut out = &mut payload[..];
+        out.put_u8(b'r');
+        out.put_u64(self.received.max(durable).0);
+        out.put_u64(durable.0);
+        out.put_u64(durable.0);
+        out.put_i64(to_postgres_epoch(Micros::now()));
+        out.put_u8(u8::from(wants_reply));
+        self.wire.send_copy(&payload).await?;
+        self.confirmed = durable;
+        self.last_status = Instant::now();
+        Ok(())
+    }
+}
