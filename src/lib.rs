@@ -4,6 +4,7 @@
 
 pub mod change;
 pub mod delivery;
+pub mod demo;
 pub mod error;
 pub mod event;
 pub mod ledger;
