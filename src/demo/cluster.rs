@@ -148,8 +148,14 @@ impl Cluster {
             .await
             .map_err(|e| Error::internal(format!("the search for dead scratch clusters failed: {e}")))?;
         let folder = Folder::create(account)?;
-        let mut cluster =
-            Cluster { server: Server(None), folder, account, bindir, auth: options.auth.clone(), port: free_port()? };
+        let mut cluster = Cluster {
+            server: Server(None),
+            folder,
+            account,
+            bindir,
+            auth: options.auth.clone(),
+            port: free_port()?,
+        };
         cluster.initdb().await?;
         cluster.configure(&options)?;
         cluster.boot(true).await?;
@@ -239,7 +245,8 @@ impl Cluster {
     /// If the server does not answer or refuses.
     pub async fn connect(&self, database: &str) -> Result<Client> {
         self.try_connect(database).await.map_err(|e| {
-            let kind = if e.as_db_error().is_some() { Kind::DatabaseRefuses } else { Kind::DatabaseUnreachable };
+            let kind =
+                if e.as_db_error().is_some() { Kind::DatabaseRefuses } else { Kind::DatabaseUnreachable };
             let message =
                 format!("cannot connect to database \"{database}\" of the scratch cluster: {e}; see its log");
             Error::new(kind, message).caused_by(e)
@@ -254,7 +261,8 @@ impl Cluster {
         let client = self.connect("postgres").await?;
         let statement = format!("CREATE DATABASE \"{}\"", name.replace('"', "\"\""));
         client.batch_execute(&statement).await.map_err(|e| {
-            let message = format!("cannot create database \"{name}\" in the scratch cluster: {e}; see its log");
+            let message =
+                format!("cannot create database \"{name}\" in the scratch cluster: {e}; see its log");
             Error::new(Kind::DatabaseRefuses, message).caused_by(e)
         })
     }
@@ -277,7 +285,12 @@ impl Cluster {
         let program = self.bindir.join("initdb");
         let mut command = tokio::process::Command::new(&program);
         command.args(["--no-sync", "-E", "UTF8", "--locale=C", "-U", SUPERUSER]);
-        command.arg("-D").arg(self.folder.data_dir()).env("LC_ALL", "C").stdin(Stdio::null()).kill_on_drop(true);
+        command
+            .arg("-D")
+            .arg(self.folder.data_dir())
+            .env("LC_ALL", "C")
+            .stdin(Stdio::null())
+            .kill_on_drop(true);
         command.current_dir(self.folder.path());
         let password_file = self.folder.path().join("password");
         match &self.auth {
@@ -320,7 +333,8 @@ impl Cluster {
             set(key, value);
         }
         let path = self.folder.data_dir().join("postgresql.conf");
-        let written = OpenOptions::new().append(true).open(&path).and_then(|mut f| f.write_all(lines.as_bytes()));
+        let written =
+            OpenOptions::new().append(true).open(&path).and_then(|mut f| f.write_all(lines.as_bytes()));
         written.map_err(|e| folder::failed("write", &path, e))
     }
 
@@ -337,7 +351,9 @@ impl Cluster {
             // Children of a killed postmaster hold its shared memory until they notice.
             let passing = port_taken || log.contains("is still in use");
             if self.pid().is_some() || !passing || Instant::now() > deadline {
-                return Err(Error::internal(format!("postgres did not start: {why}; its log ends in:\n{log}")));
+                return Err(Error::internal(format!(
+                    "postgres did not start: {why}; its log ends in:\n{log}"
+                )));
             }
             if port_taken && may_change_port {
                 self.port = free_port()?;
@@ -357,7 +373,12 @@ impl Cluster {
         let program = self.bindir.join("postgres");
         let mut command = Command::new(&program);
         command.arg("-D").arg(self.folder.data_dir()).arg("-p").arg(self.port.to_string());
-        command.current_dir(self.folder.path()).env("LC_ALL", "C").stdin(Stdio::null()).stdout(out).stderr(err);
+        command
+            .current_dir(self.folder.path())
+            .env("LC_ALL", "C")
+            .stdin(Stdio::null())
+            .stdout(out)
+            .stderr(err);
         // Ctrl-C in a terminal goes to the whole group: the owner decides when the server ends, not the terminal.
         command.process_group(0);
         self.account.apply(&mut command);
@@ -437,8 +458,10 @@ pub fn find_bindir() -> Result<PathBuf> {
         return if is_bindir(&dir) {
             Ok(dir)
         } else {
-            let message =
-                format!("FLAGPOST_PG_BINDIR is {}, which lacks initdb or postgres: correct it", dir.display());
+            let message = format!(
+                "FLAGPOST_PG_BINDIR is {}, which lacks initdb or postgres: correct it",
+                dir.display()
+            );
             Err(Error::config(message))
         };
     }
@@ -446,8 +469,13 @@ pub fn find_bindir() -> Result<PathBuf> {
     let configured = configured.map(|output| PathBuf::from(String::from_utf8_lossy(&output.stdout).trim()));
     let packaged = || {
         let versions = std::fs::read_dir("/usr/lib/postgresql").ok()?.flatten();
-        let numbered = versions.filter_map(|e| Some((e.file_name().to_str()?.parse::<u32>().ok()?, e.path())));
-        numbered.map(|(n, path)| (n, path.join("bin"))).filter(|(_, dir)| is_bindir(dir)).max().map(|(_, dir)| dir)
+        let numbered =
+            versions.filter_map(|e| Some((e.file_name().to_str()?.parse::<u32>().ok()?, e.path())));
+        numbered
+            .map(|(n, path)| (n, path.join("bin")))
+            .filter(|(_, dir)| is_bindir(dir))
+            .max()
+            .map(|(_, dir)| dir)
     };
     configured.filter(|dir| is_bindir(dir)).or_else(packaged).ok_or_else(|| {
         Error::config(
@@ -462,7 +490,8 @@ fn is_bindir(dir: &Path) -> bool {
 }
 
 fn missing(program: &Path, error: std::io::Error) -> Error {
-    let message = format!("cannot run {}: {error}; install it: apt-get install postgresql", program.display());
+    let message =
+        format!("cannot run {}: {error}; install it: apt-get install postgresql", program.display());
     Error::config(message).caused_by(error)
 }
 

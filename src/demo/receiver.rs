@@ -162,12 +162,13 @@ impl Receiver {
     /// If the port is taken or no thread can be started.
     pub fn restart(&mut self) -> Result<()> {
         self.stop();
+        let asked = self.addr;
         let failed = |e: std::io::Error| {
-            let message = format!("cannot receive on {}: {e}; choose another port", self.addr);
+            let message = format!("cannot receive on {asked}: {e}; choose another port");
             Error::internal(message).caused_by(e)
         };
         // On Unix, std sets SO_REUSEADDR: connections in TIME_WAIT do not hold the port.
-        let listener = TcpListener::bind(self.addr).map_err(failed)?;
+        let listener = TcpListener::bind(asked).map_err(failed)?;
         listener.set_nonblocking(true).map_err(failed)?;
         let addr = listener.local_addr().map_err(failed)?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;

@@ -64,7 +64,8 @@ mod tests {
 
     #[test]
     fn ids_come_from_the_line_of_that_very_name() {
-        let passwd = "root:x:0:0:root:/root:/bin/bash\npostgres2:x:7:8::/:/bin/sh\npostgres:x:101:104:,,,:/:/bin/sh\n";
+        let passwd =
+            "root:x:0:0:root:/root:/bin/bash\npostgres2:x:7:8::/:/bin/sh\npostgres:x:101:104:,,,:/:/bin/sh\n";
         assert_eq!(ids_in(passwd, "postgres"), Some((101, 104)));
         assert_eq!(ids_in(passwd, "nobody"), None);
     }

@@ -1,0 +1,180 @@
+//! What a running Flagsmith did, replayed on a real database.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use flagpost::demo::cluster::Cluster;
+use serde_json::{Map, Value as Json};
+use tokio_postgres::Client;
+
+use crate::support::flagsmith::{self, Schema};
+use crate::support::replay::{self, Replay, timestamp};
+use crate::support::{cluster_options, golden};
+
+const NOWHERE: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 9);
+
+/// The rows that a table must have, by the text of their key.
+#[derive(Default)]
+struct Rows(BTreeMap<String, Map<String, Json>>);
+
+/// What the recorded changes come to.
+struct Expected<'a> {
+    schema: &'a Schema,
+    tables: BTreeMap<String, Rows>,
+}
+
+impl Expected<'_> {
+    fn key(&self, table: &str, row: &Map<String, Json>) -> String {
+        self.schema.primary_key(table).iter().map(|c| row[*c].to_string()).collect::<Vec<_>>().join(" ")
+    }
+
+    fn insert(&mut self, table: &str, row: &Map<String, Json>) {
+        let key = self.key(table, row);
+        let rows = self.tables.entry(table.to_owned()).or_default();
+        assert!(rows.0.insert(key.clone(), row.clone()).is_none(), "{table} has a row {key} already");
+    }
+
+    fn change(&mut self, change: &Json) {
+        let table = change["table"].as_str().unwrap();
+        if change["op"] == "insert" {
+            return self.insert(table, change["new"].as_object().unwrap());
+        }
+        let key = self.key(table, change["key"].as_object().unwrap());
+        let mut row = self.tables.get_mut(table).and_then(|rows| rows.0.remove(&key)).unwrap();
+        if change["op"] == "update" {
+            row.extend(change["new"].as_object().unwrap().clone());
+            self.insert(table, &row);
+        }
+    }
+
+    /// Compares with the database; `live_from` is not compared, since the replay moves it.
+    async fn assert_in(&self, client: &Client) -> usize {
+        let mut compared = 0;
+        for table in self.schema.tables() {
+            let sql = format!("SELECT to_jsonb(t)::text FROM {table} t");
+            let mut actual = BTreeMap::new();
+            for row in client.query(&sql, &[]).await.unwrap() {
+                let row: Json = serde_json::from_str(row.get(0)).unwrap();
+                let row = row.as_object().unwrap().clone();
+                actual.insert(self.key(table, &row), row);
+            }
+            let none = Rows::default();
+            let expected = &self.tables.get(table).unwrap_or(&none).0;
+            assert!(expected.keys().eq(actual.keys()), "the keys of {table} differ");
+            for (key, row) in expected {
+                for (column, value) in row.iter().filter(|(column, _)| *column != "live_from") {
+                    let value = self.schema.value(table, column, value);
+                    let got = &actual[key][column];
+                    let type_ = self.schema.column_type(table, column).unwrap();
+                    assert!(equal(type_, &value, got), "{table} {key} {column}: {got} instead of {value}");
+                    compared += 1;
+                }
+            }
+        }
+        compared
+    }
+}
+
+fn equal(type_: &str, expected: &Json, got: &Json) -> bool {
+    match (expected, got) {
+        (Json::String(_), Json::String(_)) if type_.starts_with("timestamp") => {
+            timestamp(expected) == timestamp(got)
+        }
+        (Json::Number(a), Json::Number(b)) => a.as_f64() == b.as_f64(),
+        _ => expected == got,
+    }
+}
+
+async fn flagsmith_database(cluster: &Cluster, schema: &Schema, receiver: SocketAddr) -> Client {
+    cluster.create_database("flagsmith").await.unwrap();
+    let client = cluster.connect("flagsmith").await.unwrap();
+    schema.create(&client).await;
+    schema.load(&client, &golden().join("base.json"), receiver).await;
+    client
+}
+
+#[tokio::test]
+async fn after_the_replay_of_all_cases_the_database_has_the_recorded_rows() {
+    let cluster = Cluster::start(cluster_options()).await.unwrap();
+    let schema = Schema::read(&golden().join("schema.json"));
+    let client = flagsmith_database(&cluster, &schema, NOWHERE).await;
+    let mut expected = Expected { schema: &schema, tables: BTreeMap::new() };
+    let base = flagsmith::read(&golden().join("base.json"), NOWHERE);
+    for (table, rows) in base.as_object().unwrap() {
+        rows.as_array().unwrap().iter().for_each(|row| expected.insert(table, row.as_object().unwrap()));
+    }
+    let mut replay = Replay::new(&schema, &client, NOWHERE, Duration::ZERO);
+    let cases = replay::cases();
+    assert_eq!(cases.len(), 91);
+    for path in cases {
+        let case = replay.read(&path);
+        let transactions = case["transactions"].as_array().unwrap();
+        transactions.iter().flat_map(|t| t["changes"].as_array().unwrap()).for_each(|c| expected.change(c));
+        let commits = replay.case(&case).await;
+        assert_eq!(commits.len(), transactions.len());
+        assert!(commits.is_sorted_by_key(|c| c.at), "{}: {commits:?}", path.display());
+    }
+    let compared = expected.assert_in(&client).await;
+    assert!(compared > 1000, "only {compared} values compared");
+    let url = "SELECT count(*) FROM environments_webhook WHERE url LIKE 'http://127.0.0.1:9/%'";
+    assert!(client.query_one(url, &[]).await.unwrap().get::<_, i64>(0) > 0, "the receiver is replaced");
+}
+
+#[tokio::test]
+async fn a_replay_keeps_the_gaps_between_commits() {
+    let cluster = Cluster::start(cluster_options()).await.unwrap();
+    let schema = Schema::read(&golden().join("schema.json"));
+    let client = flagsmith_database(&cluster, &schema, NOWHERE).await;
+    let mut replay = Replay::new(&schema, &client, NOWHERE, replay::MAX_GAP);
+    let mut worst = Duration::ZERO;
+    for path in replay::cases().iter().take(9) {
+        let case = replay.read(path);
+        let recorded: Vec<_> =
+            case["transactions"].as_array().unwrap().iter().map(|t| timestamp(&t["commit_time"])).collect();
+        let commits = replay.case(&case).await;
+        for (commits, recorded) in commits.windows(2).zip(recorded.windows(2)) {
+            let gap = Duration::try_from(commits[1].at.duration_since(commits[0].at)).unwrap();
+            let asked = Duration::try_from(recorded[1].duration_since(recorded[0])).unwrap();
+            let asked = asked.min(replay::MAX_GAP);
+            assert!(gap + Duration::from_millis(2) > asked, "{gap:?} instead of {asked:?}");
+            worst = worst.max(gap.saturating_sub(asked));
+        }
+    }
+    // A settle window of 100 ms still parts what a gap parted and joins what it joined; a busy machine is slower.
+    assert!(worst < Duration::from_millis(150), "a gap is {worst:?} longer than recorded");
+    eprintln!("longest gap too much: {worst:?}");
+}
+
+#[tokio::test]
+async fn a_scheduled_change_lies_as_far_ahead_as_it_did() {
+    let cluster = Cluster::start(cluster_options()).await.unwrap();
+    let schema = Schema::read(&golden().join("schema.json"));
+    let client = flagsmith_database(&cluster, &schema, NOWHERE).await;
+    let mut replay = Replay::new(&schema, &client, NOWHERE, Duration::ZERO);
+    for path in replay::cases().iter().take(78) {
+        let case = replay.read(path);
+        let commits = replay.case(&case).await;
+        if case["case"] == "078-v2-version-scheduled" {
+            let sql = "SELECT (extract(epoch FROM live_from) * 1000000)::bigint
+                FROM feature_versioning_environmentfeatureversion
+                WHERE uuid = 'ab271599-2a6e-4832-b67a-1a27ad7702d7'";
+            let live_from: i64 = client.query_one(sql, &[]).await.unwrap().get(0);
+            let ahead = live_from - commits[1].at.as_microsecond();
+            assert!((ahead - 5_896_746).abs() < 100_000, "{ahead} µs ahead");
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_tables_of_2020_can_be_made() {
+    let cluster = Cluster::start(cluster_options()).await.unwrap();
+    cluster.create_database("flagsmith").await.unwrap();
+    let client = cluster.connect("flagsmith").await.unwrap();
+    let schema = Schema::read(&golden().join("schema-2020.json"));
+    schema.create(&client).await;
+    for table in schema.tables() {
+        let sql = format!("SELECT * FROM {table}");
+        assert!(client.query(&sql, &[]).await.unwrap().is_empty());
+    }
+}
