@@ -1,6 +1,9 @@
 //! The scratch cluster does what the tests rely on.
 
-use flagpost::demo::cluster::{Auth, Cluster, Options, StopMode};
+use std::io::{Read, Write};
+use std::process::Command;
+
+use flagpost::demo::cluster::{Auth, Cluster, Options, StopMode, Tls};
 use tokio_postgres::{Client, NoTls};
 
 async fn setting(client: &Client, name: &str) -> String {
@@ -103,4 +106,29 @@ async fn clusters_beside_each_other_do_not_meet() {
     assert_ne!(a.port(), b.port());
     a.create_database("only_in_a").await.unwrap();
     assert!(b.connect("only_in_a").await.is_err());
+}
+
+/// A key and a certificate that the key itself signed.
+fn self_signed() -> Tls {
+    let folder = tempfile::tempdir().unwrap();
+    let (key, certificate) = (folder.path().join("key"), folder.path().join("certificate"));
+    let mut command = Command::new("openssl");
+    command.args("req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2".split(' '));
+    command.args(["-subj", "/CN=localhost"]).arg("-keyout").arg(&key).arg("-out").arg(&certificate);
+    assert!(command.output().unwrap().status.success());
+    let read = |path| std::fs::read_to_string(path).unwrap();
+    Tls { certificate: read(certificate), key: read(key) }
+}
+
+#[tokio::test]
+async fn with_a_certificate_the_server_speaks_tls() {
+    for (tls, answer) in [(None, b'N'), (Some(self_signed()), b'S')] {
+        let cluster = Cluster::start(Options { tls, ..Options::default() }).await.unwrap();
+        let mut stream = std::net::TcpStream::connect(("127.0.0.1", cluster.port())).unwrap();
+        // SSLRequest: length 8, code 80877103; the answer is one byte.
+        stream.write_all(&[0, 0, 0, 8, 0x04, 0xd2, 0x16, 0x2f]).unwrap();
+        let mut byte = [0];
+        stream.read_exact(&mut byte).unwrap();
+        assert_eq!(byte, [answer]);
+    }
 }

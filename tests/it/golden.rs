@@ -5,11 +5,12 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use flagpost::demo::cluster::Cluster;
+use jiff::SignedDuration;
 use serde_json::{Map, Value as Json};
 use tokio_postgres::Client;
 
 use crate::support::flagsmith::{self, Schema};
-use crate::support::replay::{self, Replay, timestamp};
+use crate::support::replay::{self, Pace, Replay, timestamp};
 use crate::support::{cluster_options, golden};
 
 const NOWHERE: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 9);
@@ -104,7 +105,8 @@ async fn after_the_replay_of_all_cases_the_database_has_the_recorded_rows() {
     for (table, rows) in base.as_object().unwrap() {
         rows.as_array().unwrap().iter().for_each(|row| expected.insert(table, row.as_object().unwrap()));
     }
-    let mut replay = Replay::new(&schema, &client, NOWHERE, Duration::ZERO);
+    let mut replay = Replay::new(&schema, &client, NOWHERE, Pace::AT_ONCE);
+    let started = std::time::Instant::now();
     let cases = replay::cases();
     assert_eq!(cases.len(), 91);
     for path in cases {
@@ -115,8 +117,9 @@ async fn after_the_replay_of_all_cases_the_database_has_the_recorded_rows() {
         assert_eq!(commits.len(), transactions.len());
         assert!(commits.is_sorted_by_key(|c| c.at), "{}: {commits:?}", path.display());
     }
+    eprintln!("replayed after {:?}", started.elapsed());
     let compared = expected.assert_in(&client).await;
-    assert!(compared > 1000, "only {compared} values compared");
+    assert!(compared > 5000, "only {compared} values compared");
     let url = "SELECT count(*) FROM environments_webhook WHERE url LIKE 'http://127.0.0.1:9/%'";
     assert!(client.query_one(url, &[]).await.unwrap().get::<_, i64>(0) > 0, "the receiver is replaced");
 }
@@ -126,7 +129,7 @@ async fn a_replay_keeps_the_gaps_between_commits() {
     let cluster = Cluster::start(cluster_options()).await.unwrap();
     let schema = Schema::read(&golden().join("schema.json"));
     let client = flagsmith_database(&cluster, &schema, NOWHERE).await;
-    let mut replay = Replay::new(&schema, &client, NOWHERE, replay::MAX_GAP);
+    let mut replay = Replay::new(&schema, &client, NOWHERE, Pace::AS_RECORDED);
     let mut worst = Duration::ZERO;
     for path in replay::cases().iter().take(9) {
         let case = replay.read(path);
@@ -136,7 +139,7 @@ async fn a_replay_keeps_the_gaps_between_commits() {
         for (commits, recorded) in commits.windows(2).zip(recorded.windows(2)) {
             let gap = Duration::try_from(commits[1].at.duration_since(commits[0].at)).unwrap();
             let asked = Duration::try_from(recorded[1].duration_since(recorded[0])).unwrap();
-            let asked = asked.min(replay::MAX_GAP);
+            let asked = asked.min(Pace::AS_RECORDED.max_gap);
             assert!(gap + Duration::from_millis(2) > asked, "{gap:?} instead of {asked:?}");
             worst = worst.max(gap.saturating_sub(asked));
         }
@@ -147,23 +150,40 @@ async fn a_replay_keeps_the_gaps_between_commits() {
 }
 
 #[tokio::test]
-async fn a_scheduled_change_lies_as_far_ahead_as_it_did() {
+async fn a_scheduled_change_lies_as_far_ahead_as_it_did_and_later_commits_come_after_it() {
     let cluster = Cluster::start(cluster_options()).await.unwrap();
     let schema = Schema::read(&golden().join("schema.json"));
     let client = flagsmith_database(&cluster, &schema, NOWHERE).await;
-    let mut replay = Replay::new(&schema, &client, NOWHERE, Duration::ZERO);
-    for path in replay::cases().iter().take(78) {
-        let case = replay.read(path);
+    for (max_ahead, expected) in [(SignedDuration::from_hours(1), 5_896_746), (CLOSER, 1_000_000)] {
+        let tables: Vec<&str> = schema.tables().collect();
+        client.batch_execute(&format!("TRUNCATE {}", tables.join(", "))).await.unwrap();
+        schema.load(&client, &golden().join("base.json"), NOWHERE).await;
+        let mut replay = Replay::new(&schema, &client, NOWHERE, Pace { max_gap: Duration::ZERO, max_ahead });
+        let cases = replay::cases();
+        for path in &cases[..77] {
+            let case = replay.read(path);
+            replay.case(&case).await;
+        }
+        let case = replay.read(&cases[77]);
+        assert_eq!(case["case"], "078-v2-version-scheduled");
         let commits = replay.case(&case).await;
-        if case["case"] == "078-v2-version-scheduled" {
-            let sql = "SELECT (extract(epoch FROM live_from) * 1000000)::bigint
-                FROM feature_versioning_environmentfeatureversion
-                WHERE uuid = 'ab271599-2a6e-4832-b67a-1a27ad7702d7'";
-            let live_from: i64 = client.query_one(sql, &[]).await.unwrap().get(0);
-            let ahead = live_from - commits[1].at.as_microsecond();
-            assert!((ahead - 5_896_746).abs() < 100_000, "{ahead} µs ahead");
+        let live_from = live_from(&client, "ab271599-2a6e-4832-b67a-1a27ad7702d7").await;
+        let ahead = live_from - commits[1].at.as_microsecond();
+        assert!((ahead - expected).abs() < 100_000, "{ahead} µs ahead");
+        if max_ahead == CLOSER {
+            let case = replay.read(&cases[78]);
+            let commits = replay.case(&case).await;
+            assert!(commits[0].at.as_microsecond() > live_from);
         }
     }
+}
+
+const CLOSER: SignedDuration = SignedDuration::from_secs(1);
+
+async fn live_from(client: &Client, version: &str) -> i64 {
+    let sql = "SELECT (extract(epoch FROM live_from) * 1000000)::bigint
+        FROM feature_versioning_environmentfeatureversion WHERE uuid::text = $1";
+    client.query_one(sql, &[&version]).await.unwrap().get(0)
 }
 
 #[tokio::test]

@@ -5,9 +5,10 @@
 //! due, and only the `COMMIT` waits, so that a gap is as exact as the runtime's timer (a millisecond). A statement
 //! that does not touch exactly one row is a failure.
 //!
-//! Times in rows stay as recorded, but for `live_from`, which decides whether a change is live: one that lay ahead of
-//! its commit lies as far ahead of the replay's commit; a past one is moved only where it would lie ahead now. A moved
-//! time stays the same in all later rows that have it.
+//! Times in rows stay as recorded, but for `live_from`, which decides whether a change is live: each keeps its distance
+//! from the commit that brought it (all of them, not only those that lay ahead: which of two versions is live depends
+//! on their order), and stays the same in all later rows that have it. A commit that came after a `live_from` comes
+//! after it in the replay too, however much the gap is cut.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -21,8 +22,23 @@ use tokio_postgres::{Client, SimpleQueryMessage};
 
 use super::flagsmith::{self, Schema};
 
-/// Longer gaps are cut: nothing happens in them, but for the clock (no settle window is longer).
-pub(crate) const MAX_GAP: Duration = Duration::from_millis(250);
+/// How fast a replay goes.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Pace {
+    /// Longer gaps between commits are cut to this.
+    pub(crate) max_gap: Duration,
+    /// A `live_from` further ahead of its commit is brought as near as this.
+    pub(crate) max_ahead: SignedDuration,
+}
+
+impl Pace {
+    /// As recorded, but for gaps in which nothing but time passes (no settle window is longer).
+    pub(crate) const AS_RECORDED: Pace =
+        Pace { max_gap: Duration::from_millis(250), max_ahead: SignedDuration::from_hours(1) };
+    /// As fast as the database goes; nothing is scheduled.
+    pub(crate) const AT_ONCE: Pace = Pace { max_gap: Duration::ZERO, max_ahead: SignedDuration::ZERO };
+}
+
 /// How long before its commit a transaction is written.
 const AHEAD: Duration = Duration::from_millis(15);
 
@@ -49,20 +65,15 @@ pub(crate) struct Replay<'a> {
     schema: &'a Schema,
     client: &'a Client,
     receiver: SocketAddr,
-    max_gap: Duration,
+    pace: Pace,
     /// Recorded `live_from` → the replay's.
-    moved: HashMap<String, Timestamp>,
+    moved: HashMap<Timestamp, Timestamp>,
 }
 
 impl<'a> Replay<'a> {
-    /// The recorded receiver is replaced by `receiver`, gaps longer than `max_gap` are cut.
-    pub(crate) fn new(
-        schema: &'a Schema,
-        client: &'a Client,
-        receiver: SocketAddr,
-        max_gap: Duration,
-    ) -> Self {
-        Replay { schema, client, receiver, max_gap, moved: HashMap::new() }
+    /// The recorded receiver is replaced by `receiver`.
+    pub(crate) fn new(schema: &'a Schema, client: &'a Client, receiver: SocketAddr, pace: Pace) -> Self {
+        Replay { schema, client, receiver, pace, moved: HashMap::new() }
     }
 
     /// Reads a case file, the receiver replaced.
@@ -80,6 +91,7 @@ impl<'a> Replay<'a> {
                 None => Instant::now(),
                 Some((before, at)) => at + self.gap(before, recorded),
             };
+            let due = due.max(self.not_before(recorded));
             if due > Instant::now() + AHEAD {
                 sleep_until(due - AHEAD).await;
             }
@@ -96,7 +108,18 @@ impl<'a> Replay<'a> {
     }
 
     fn gap(&self, before: Timestamp, after: Timestamp) -> Duration {
-        Duration::try_from(after.duration_since(before)).unwrap_or_default().min(self.max_gap)
+        Duration::try_from(after.duration_since(before)).unwrap_or_default().min(self.pace.max_gap)
+    }
+
+    /// When a commit recorded at this time may come at the earliest: after what was live by then is live.
+    fn not_before(&self, recorded: Timestamp) -> Instant {
+        let now = (Instant::now(), Timestamp::now());
+        let live = self.moved.iter().filter(|(live_from, _)| **live_from < recorded);
+        let after = live.map(|(live_from, moved)| {
+            let wait = Duration::try_from(moved.duration_since(now.1)).unwrap_or_default();
+            if wait.is_zero() { now.0 } else { now.0 + wait + self.gap(*live_from, recorded) }
+        });
+        after.max().unwrap_or(now.0)
     }
 
     /// Writes a transaction's changes, without the commit.
@@ -141,11 +164,8 @@ impl<'a> Replay<'a> {
         let mut row = row.clone();
         if let Some(value @ Json::String(_)) = row.get_mut("live_from") {
             let live_from = timestamp(value);
-            let ahead: SignedDuration = live_from.duration_since(recorded);
-            let key = value.as_str().unwrap().to_owned();
-            if ahead.is_positive() || live_from > commit || self.moved.contains_key(&key) {
-                *value = self.moved.entry(key).or_insert(commit + ahead).to_string().into();
-            }
+            let ahead = live_from.duration_since(recorded).min(self.pace.max_ahead);
+            *value = self.moved.entry(live_from).or_insert(commit + ahead).to_string().into();
         }
         row
     }
