@@ -523,6 +523,31 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_port_that_somebody_took_is_given_up_at_first_and_waited_for_later() {
+        let mut cluster = Cluster::start(Options::default()).await.unwrap();
+        cluster.stop(StopMode::Fast).await.unwrap();
+        let first = cluster.port();
+        let taken = TcpListener::bind(("127.0.0.1", first)).unwrap();
+        cluster.boot(true).await.unwrap();
+        assert_ne!(cluster.port(), first);
+
+        cluster.stop(StopMode::Fast).await.unwrap();
+        cluster.port = first;
+        let log = cluster.folder.log();
+        let seen = std::fs::read_to_string(&log).unwrap().matches("Address already in use").count();
+        let release = std::thread::spawn(move || {
+            while std::fs::read_to_string(&log).unwrap().matches("Address already in use").count() == seen {
+                std::thread::sleep(STOP_POLL);
+            }
+            drop(taken);
+        });
+        cluster.boot(false).await.unwrap();
+        release.join().unwrap();
+        assert_eq!(cluster.port(), first);
+        cluster.connect("postgres").await.unwrap();
+    }
+
+    #[tokio::test]
     async fn a_server_that_cannot_start_shows_the_end_of_its_log() {
         let error = Cluster::start(Options::default().set("wal_level", "nonsense")).await.err().unwrap();
         assert!(error.to_string().contains("invalid value for parameter \"wal_level\""), "{error}");

@@ -8,6 +8,7 @@ use std::fmt::Write;
 use std::net::SocketAddr;
 use std::path::Path;
 
+use flagpost::demo::cluster::Cluster;
 use serde_json::{Map, Value as Json};
 use tokio_postgres::Client;
 
@@ -56,7 +57,7 @@ impl Schema {
             for column in table["columns"].as_array().unwrap() {
                 let not_null = if column["not_null"] == true { " NOT NULL" } else { "" };
                 let (column, type_) = (column["name"].as_str().unwrap(), column["type"].as_str().unwrap());
-                write!(sql, "{}{type_}{not_null}, ", format_args!("{} ", identifier(column))).unwrap();
+                write!(sql, "{} {type_}{not_null}, ", identifier(column)).unwrap();
             }
             let key: Vec<String> = self.primary_key(name).into_iter().map(identifier).collect();
             writeln!(sql, "PRIMARY KEY ({}));", key.join(", ")).unwrap();
@@ -116,6 +117,15 @@ impl Schema {
             _ => value.clone(),
         }
     }
+}
+
+/// Makes the database `flagsmith` as it was before the first case, and connects to it.
+pub(crate) async fn database(cluster: &Cluster, schema: &Schema, receiver: SocketAddr) -> Client {
+    cluster.create_database("flagsmith").await.unwrap();
+    let client = cluster.connect("flagsmith").await.unwrap();
+    schema.create(&client).await;
+    schema.load(&client, &super::golden().join("base.json"), receiver).await;
+    client
 }
 
 /// Reads recorded JSON, the recorded receiver replaced by `receiver` in every text.
