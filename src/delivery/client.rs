@@ -82,9 +82,7 @@ impl Client {
         let url = match Url::parse(&endpoint.url) {
             Ok(url) => url,
             Err(e) => {
-                return Answer::failed(format!(
-                    "the endpoint's URL is no URL ({e}): correct it in Flagsmith"
-                ));
+                return Answer::failed(format!("the endpoint's URL is no URL ({e}): correct it in Flagsmith"));
             }
         };
         if let Err(e) = self.guard.check_url(&url) {
