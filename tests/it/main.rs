@@ -1,0 +1,9 @@
+//! The promises of flagpost, tested on a real PostgreSQL and real HTTP: one binary, one module per promise.
+
+// These lints keep the daemon from panicking; a test is meant to.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
+mod cluster;
+mod golden;
+mod receiver;
+mod support;

@@ -1,0 +1,18 @@
+//! What the tests share: a Flagsmith database and the replay of what a running Flagsmith did to it.
+
+use std::path::{Path, PathBuf};
+
+use flagpost::demo::cluster::Options;
+
+pub(crate) mod flagsmith;
+pub(crate) mod replay;
+
+/// The recorded data.
+pub(crate) fn golden() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden")
+}
+
+/// A cluster on which [`replay::Replay`] can tell when each transaction was committed.
+pub(crate) fn cluster_options() -> Options {
+    Options::default().set("track_commit_timestamp", "on")
+}
