@@ -6,4 +6,5 @@
 mod cluster;
 mod golden;
 mod receiver;
+mod replication;
 mod support;
