@@ -6,9 +6,9 @@
 
 use std::fmt;
 use std::str::FromStr;
-use std::sync::Arc;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use triomphe::ThinArc;
 
 use crate::schema::Table;
 
@@ -68,71 +68,114 @@ pub enum Field<'a> {
     Text(&'a str),
 }
 
-const NULL: u32 = u32::MAX;
-const UNCHANGED: u32 = u32::MAX - 1;
+/// Header bytes of a field. Below [`SHORT`] the byte is the text's length itself.
+const SHORT: u8 = 250;
+const NULL: u8 = 250;
+const UNCHANGED: u8 = 251;
+/// The length follows as a little-endian `u32`. At most 1 GB, PostgreSQL's own limit of a field.
+const LONG: u8 = 252;
 
 /// One row of a table of [`crate::schema`], its fields in the order of [`Table::columns`], in one shared allocation:
 /// a clone is a reference, so the state before a change costs no copy.
 ///
-/// Layout: the number of fields (little-endian `u16`), one little-endian `u32` a field (its length in bytes, or a
-/// marker for NULL or unchanged), then the texts.
+/// Layout: the number of fields (one byte), a header a field (its length in one byte, or a marker for NULL, for unchanged,
+/// or for a length of four bytes that follows), then the texts.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Row(Arc<[u8]>);
+pub struct Row(ThinArc<(), u8>);
 
-const COUNT_BYTES: usize = 2;
+/// A field's header, read.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Header {
+    Null,
+    Unchanged,
+    Text(usize),
+}
+
+/// Reads headers one after the other.
+struct Headers<'a> {
+    rest: &'a [u8],
+    left: u8,
+}
+
+impl Iterator for Headers<'_> {
+    type Item = Header;
+
+    fn next(&mut self) -> Option<Header> {
+        self.left = self.left.checked_sub(1)?;
+        let (first, rest) = self.rest.split_first()?;
+        self.rest = rest;
+        Some(match *first {
+            NULL => Header::Null,
+            UNCHANGED => Header::Unchanged,
+            LONG => {
+                let (length, rest) = self.rest.split_first_chunk::<4>()?;
+                self.rest = rest;
+                Header::Text(u32::from_le_bytes(*length) as usize)
+            }
+            short => Header::Text(usize::from(short)),
+        })
+    }
+}
 
 impl Row {
     /// Packs fields that are in the order of [`Table::columns`].
     pub fn pack(fields: &[Field<'_>]) -> Row {
         let text: usize = fields.iter().map(|f| if let Field::Text(t) = f { t.len() } else { 0 }).sum();
-        let mut data = Vec::with_capacity(COUNT_BYTES + fields.len() * 4 + text);
-        data.extend_from_slice(&u16::try_from(fields.len()).unwrap_or(u16::MAX).to_le_bytes());
+        let mut data = Vec::with_capacity(1 + fields.len() * 2 + text);
+        // No table has as many columns as a byte can count.
+        data.push(u8::try_from(fields.len()).unwrap_or(u8::MAX));
         for field in fields {
-            let header = match field {
-                Field::Null => NULL,
-                Field::Unchanged => UNCHANGED,
-                // A field is at most 1 GB (PostgreSQL's own limit), so its length fits.
-                Field::Text(t) => u32::try_from(t.len()).unwrap_or(NULL),
-            };
-            data.extend_from_slice(&header.to_le_bytes());
+            match field {
+                Field::Null => data.push(NULL),
+                Field::Unchanged => data.push(UNCHANGED),
+                Field::Text(t) => match u8::try_from(t.len()) {
+                    Ok(length) if length < SHORT => data.push(length),
+                    _ => {
+                        data.push(LONG);
+                        data.extend_from_slice(&u32::try_from(t.len()).unwrap_or(0).to_le_bytes());
+                    }
+                },
+            }
         }
         for field in fields {
             if let Field::Text(t) = field {
                 data.extend_from_slice(t.as_bytes());
             }
         }
-        Row(data.into())
+        Row::of(&data)
     }
 
-    fn header(&self, index: usize) -> u32 {
-        let at = COUNT_BYTES + index * 4;
-        self.0.get(at..at + 4).and_then(|b| b.try_into().ok()).map_or(NULL, u32::from_le_bytes)
+    /// A pointer to a row takes eight bytes: the mirror and the open groups hold a great many.
+    fn of(bytes: &[u8]) -> Row {
+        Row(ThinArc::from_header_and_slice((), bytes))
+    }
+
+    fn headers(&self) -> Headers<'_> {
+        self.as_bytes()
+            .split_first()
+            .map_or(Headers { rest: &[], left: 0 }, |(count, rest)| Headers { rest, left: *count })
     }
 
     /// The field at `index` (an index into [`Table::columns`]); NULL when there is none.
     pub fn get(&self, index: usize) -> Field<'_> {
-        let count = self.len();
-        if index >= count {
-            return Field::Null;
-        }
-        match self.header(index) {
-            NULL => Field::Null,
-            UNCHANGED => Field::Unchanged,
-            length => {
-                let before: usize = (0..index).map(|i| self.text_len(i)).sum();
-                let start = COUNT_BYTES + count * 4 + before;
-                self.0
-                    .get(start..start + length as usize)
-                    .and_then(|bytes| std::str::from_utf8(bytes).ok())
-                    .map_or(Field::Null, Field::Text)
+        let mut headers = self.headers();
+        let mut before = 0;
+        let mut wanted = None;
+        for (i, header) in headers.by_ref().enumerate() {
+            match header {
+                _ if i == index => wanted = Some(header),
+                Header::Text(length) if i < index => before += length,
+                Header::Null | Header::Unchanged | Header::Text(_) => {}
             }
         }
-    }
-
-    fn text_len(&self, index: usize) -> usize {
-        match self.header(index) {
-            NULL | UNCHANGED => 0,
-            length => length as usize,
+        match wanted {
+            None | Some(Header::Null) => Field::Null,
+            Some(Header::Unchanged) => Field::Unchanged,
+            Some(Header::Text(length)) => headers
+                .rest
+                .get(before..before + length)
+                .and_then(|bytes| std::str::from_utf8(bytes).ok())
+                .map_or(Field::Null, Field::Text),
         }
     }
 
@@ -161,7 +204,7 @@ impl Row {
 
     /// How many fields the row has.
     pub fn len(&self) -> usize {
-        self.0.first_chunk().map_or(0, |count| usize::from(u16::from_le_bytes(*count)))
+        self.as_bytes().first().copied().unwrap_or(0).into()
     }
 
     /// Whether the row has no fields.
@@ -176,7 +219,7 @@ impl Row {
 
     /// Whether any field is [`Field::Unchanged`].
     pub fn has_unchanged(&self) -> bool {
-        (0..self.len()).any(|i| self.header(i) == UNCHANGED)
+        self.headers().any(|header| header == Header::Unchanged)
     }
 
     /// The row with every unchanged field taken from `old`.
@@ -192,34 +235,40 @@ impl Row {
 
     /// The row's bytes as they are kept in the ledger.
     pub fn as_bytes(&self) -> &[u8] {
-        &self.0
+        &self.0.slice
     }
 
     /// A row from [`Row::as_bytes`]; `None` when the bytes are no row.
     pub fn from_bytes(bytes: &[u8]) -> Option<Row> {
-        let row = Row(bytes.into());
-        let count = row.len();
-        let text: usize = (0..count).map(|i| row.text_len(i)).sum();
-        (COUNT_BYTES + count * 4 + text == bytes.len()).then_some(row)
+        let row = Row::of(bytes);
+        let mut headers = row.headers();
+        let (mut count, mut text) = (0, 0);
+        for header in headers.by_ref() {
+            count += 1;
+            if let Header::Text(length) = header {
+                text += length;
+            }
+        }
+        (count == row.len() && text == headers.rest.len() && !bytes.is_empty()).then_some(row)
     }
 
     /// The size of the row in memory, in bytes.
     pub fn size(&self) -> usize {
-        self.0.len() + size_of::<Row>()
+        self.as_bytes().len() + size_of::<Row>()
     }
 }
 
 /// Rows hold webhook secrets, so their fields are never printed.
 impl fmt::Debug for Row {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Row({} fields, {} bytes)", self.len(), self.0.len())
+        write!(f, "Row({} fields, {} bytes)", self.len(), self.as_bytes().len())
     }
 }
 
 /// For what the ledger keeps of an open group; never for logs.
 impl Serialize for Row {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_bytes(&self.0)
+        serializer.serialize_bytes(self.as_bytes())
     }
 }
 
@@ -333,7 +382,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_row_gives_back_what_was_packed(texts in proptest::collection::vec(proptest::option::of(".{0,40}"), 0..12)) {
+        fn a_row_gives_back_what_was_packed(texts in proptest::collection::vec(proptest::option::of(".{0,40}|x{245,255}|y{900}"), 0..12)) {
             let fields: Vec<Field<'_>> =
                 texts.iter().map(|t| t.as_deref().map_or(Field::Null, Field::Text)).collect();
             let row = Row::pack(&fields);

@@ -101,7 +101,7 @@ impl Engine {
     pub fn restore_group(&mut self, bytes: &[u8]) -> bool {
         let Ok((slot, group)) = postcard::from_bytes::<(Slot, Group)>(bytes) else { return false };
         self.latest = self.latest.max(group.commit().time);
-        self.gone_states.extend(group.gone_states.iter().map(|state| (*state, slot)));
+        self.gone_states.extend(group.gone_states().iter().map(|state| (*state, slot)));
         self.deadlines.insert((group.deadline(self.settle), slot));
         self.groups.insert(slot, group);
         true
@@ -322,7 +322,7 @@ impl Engine {
     /// A state's row is gone; its history rows may still come and must find their group.
     fn note_dropped(&mut self, state: i64, slot: Slot, at: Micros) {
         let Some(group) = self.groups.get_mut(&slot) else { return };
-        group.gone_states.push(state);
+        group.note_gone_state(state);
         if group.before.as_ref().is_some_and(|view| view.state_id() == state) {
             group.own_rows_are_gone(at);
         }
@@ -350,7 +350,7 @@ impl Engine {
     fn close(&mut self, slot: &Slot, out: Out<'_>) {
         let Some(group) = self.groups.remove(slot) else { return };
         self.deadlines.remove(&(group.deadline(self.settle), *slot));
-        for state in &group.gone_states {
+        for state in group.gone_states() {
             self.gone_states.remove(state);
         }
         if group.persisted {

@@ -40,23 +40,29 @@ pub(super) struct Group {
     /// First of the changes that `max` is counted from.
     first: Micros,
     last: Micros,
-    feature_gone: Option<Micros>,
-    own_rows_gone: bool,
     commit_lsn: Lsn,
     commit_xid: u64,
     /// The state in force before the first change.
     pub(super) before: Option<Box<StateView>>,
+    /// What a row changed by bulk SQL does not have: a hundred thousand groups must stay cheap.
+    details: Option<Box<Details>>,
     /// Born with its environment: its creation is no event.
     pub(super) silent: bool,
-    attribution: Option<Box<Attribution>>,
-    /// States of the group that the mirror has dropped, whose history rows may still come.
-    pub(super) gone_states: Vec<i64>,
     /// Whether the ledger has it.
     #[serde(skip, default = "yes")]
     pub(super) persisted: bool,
     /// Whether the transaction that is being applied has touched it.
     #[serde(skip)]
     pub(super) touched: bool,
+}
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+struct Details {
+    feature_gone: Option<Micros>,
+    own_rows_gone: bool,
+    attribution: Attribution,
+    /// States of the group that the mirror has dropped, whose history rows may still come.
+    gone_states: Vec<i64>,
 }
 
 fn yes() -> bool {
@@ -69,14 +75,11 @@ impl Group {
             xid: commit.xid,
             first: commit.time,
             last: commit.time,
-            feature_gone: None,
-            own_rows_gone: false,
             commit_lsn: commit.end_lsn,
             commit_xid: commit.xid,
             before: before.map(Box::new),
+            details: None,
             silent: false,
-            attribution: None,
-            gone_states: Vec::new(),
             persisted: false,
             touched: false,
         }
@@ -88,26 +91,41 @@ impl Group {
         self.commit_xid = commit.xid;
         match touch {
             Touch::Own | Touch::Metadata => {}
-            Touch::FeatureGone => self.feature_gone = self.feature_gone.or(Some(commit.time)),
+            Touch::FeatureGone => {
+                self.details().feature_gone.get_or_insert(commit.time);
+            }
         }
     }
 
     /// The state's own deletion has come: the group settles like any other from here on.
     pub(super) fn own_rows_are_gone(&mut self, at: Micros) {
-        if !self.own_rows_gone {
-            self.own_rows_gone = true;
-            if self.feature_gone.is_some() {
-                self.first = at;
-            }
+        let details = self.details();
+        let was_known = std::mem::replace(&mut details.own_rows_gone, true);
+        if !was_known && details.feature_gone.is_some() {
+            self.first = at;
         }
     }
 
+    fn details(&mut self) -> &mut Details {
+        self.details.get_or_insert_default()
+    }
+
+    /// A state of the group that the mirror has dropped.
+    pub(super) fn note_gone_state(&mut self, state: i64) {
+        self.details().gone_states.push(state);
+    }
+
+    /// States of the group that the mirror has dropped, whose history rows may still come.
+    pub(super) fn gone_states(&self) -> &[i64] {
+        self.details.as_ref().map_or(&[], |details| &details.gone_states)
+    }
+
     pub(super) fn attribution(&mut self) -> &mut Attribution {
-        self.attribution.get_or_insert_default()
+        &mut self.details().attribution
     }
 
     pub(super) fn known_attribution(&self) -> Option<&Attribution> {
-        self.attribution.as_deref()
+        self.details.as_ref().map(|details| &details.attribution)
     }
 
     /// The commit that completed it.
@@ -116,7 +134,7 @@ impl Group {
     }
 
     fn waits_for_own_deletion(&self) -> bool {
-        self.feature_gone.is_some() && !self.own_rows_gone
+        self.details.as_ref().is_some_and(|d| d.feature_gone.is_some() && !d.own_rows_gone)
     }
 
     /// Whether it must stay open after its transaction.
@@ -126,7 +144,7 @@ impl Group {
 
     /// When it closes if nothing more happens, in stream time.
     pub(super) fn deadline(&self, settle: Settle) -> Micros {
-        match self.feature_gone {
+        match self.details.as_ref().and_then(|details| details.feature_gone) {
             Some(marked) if self.waits_for_own_deletion() => marked.plus(settle.max),
             _ => self.last.plus(settle.quiet).min(self.first.plus(settle.max)),
         }
