@@ -1,6 +1,7 @@
 //! The command line: what was typed, and which function does it. Every command is a file.
 
 mod check;
+mod endpoint_url;
 mod run;
 mod setup;
 mod status;
