@@ -4,6 +4,7 @@ mod check;
 mod endpoint_url;
 mod run;
 mod setup;
+mod size;
 mod status;
 mod uninstall;
 

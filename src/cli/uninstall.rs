@@ -78,8 +78,13 @@ async fn drop_slot(config: &Config, client: &Client) -> Result<()> {
         }
     }
     // A slot's name needs no escape: the configuration lets only letters, digits and underscores through.
-    run(config, client, "dropping the replication slot", &format!("SELECT pg_drop_replication_slot('{name}');"))
-        .await
+    run(
+        config,
+        client,
+        "dropping the replication slot",
+        &format!("SELECT pg_drop_replication_slot('{name}');"),
+    )
+    .await
 }
 
 async fn drop_publication(config: &Config, client: &Client) -> Result<()> {

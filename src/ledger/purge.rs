@@ -26,8 +26,13 @@ impl Purge {
     /// Removes the files, and the directory if nothing else is in it. Returns what was removed.
     pub fn run(self) -> Result<Vec<PathBuf>> {
         // The lock's file goes last: until then nobody else comes in.
-        let names =
-            [FILE.to_owned(), format!("{FILE}-wal"), format!("{FILE}-shm"), KEY_FILE.into(), LOCK_FILE.into()];
+        let names = [
+            FILE.to_owned(),
+            format!("{FILE}-wal"),
+            format!("{FILE}-shm"),
+            KEY_FILE.into(),
+            LOCK_FILE.into(),
+        ];
         let mut removed = Vec::new();
         for path in names.map(|name| self.directory.join(name)) {
             match fs::remove_file(&path) {

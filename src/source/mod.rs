@@ -27,7 +27,9 @@ pub use observe::{
     Identity, Listener, Quota, ServerFacts, SlotFacts, has_publication, listeners, server_facts, slot_facts,
     unreadable_tables, unusable_identities,
 };
-pub use publication::{Publication, Step, grant_steps, read_grants, publication_steps, slot_step, uninstall_step};
+pub use publication::{
+    Publication, Step, grant_steps, publication_steps, read_grants, slot_step, uninstall_step,
+};
 pub use replication::{Exported, Names, PLUGIN, Replication, Server, SlotState};
 pub use snapshot::{Progress, adopt, copy_tables, fetch};
 pub use sql::{connect, sql_error};

@@ -197,7 +197,8 @@ pub async fn unreadable_tables(client: &Client, info: &ConnInfo, catalog: &Catal
         .map_err(|e| sql_error(info, "reading privileges", &e))?;
     let is_refused = |table: &Table| {
         let columns = catalog.columns(*table);
-        rows.iter().any(|row| row.get::<_, &str>(0) == table.name() && columns.contains(&row.get::<_, &str>(1)))
+        rows.iter()
+            .any(|row| row.get::<_, &str>(0) == table.name() && columns.contains(&row.get::<_, &str>(1)))
     };
     Ok(kept.into_iter().filter(is_refused).collect())
 }
