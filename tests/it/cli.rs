@@ -11,10 +11,19 @@ use tokio_postgres::Client;
 
 use crate::support::flagsmith::{self, Schema};
 use crate::support::process::{Daemon, Installation, LONG};
+use crate::support::replay::{Pace, Replay, cases};
 use crate::support::{cluster_options, golden};
 
-async fn flagsmith(cluster: &Cluster, receiver: SocketAddr) -> Client {
-    flagsmith::database(cluster, &Schema::read(&golden().join("schema.json")), receiver).await
+/// A Flagsmith with a project, two environments, their webhooks and a flag.
+pub(crate) async fn flagsmith(cluster: &Cluster, receiver: SocketAddr) -> Client {
+    let schema = Schema::read(&golden().join("schema.json"));
+    let client = flagsmith::database(cluster, &schema, receiver).await;
+    let mut replay = Replay::new(&schema, &client, receiver, Pace::AT_ONCE);
+    for path in cases().iter().take(4) {
+        let case = replay.read(path);
+        replay.case(&case).await;
+    }
+    client
 }
 
 /// Runs a PostgreSQL client program on the database `flagsmith`, with `input` on its standard input.
