@@ -250,6 +250,8 @@ impl Running {
     async fn wait(mut self) -> Result<()> {
         let mut first_error = None;
         tokio::select! {
+            // First: once told to stop, every stage ends, and that is no error.
+            biased;
             () = self.stop.cancelled() => {}
             result = &mut self.writer_ended => first_error = Some(flatten(result, "the ledger's writer")),
             result = &mut self.capture => first_error = Some(flatten(result, "the capture thread")),

@@ -1,7 +1,11 @@
 //! The command line: what was typed, and which function does it. Every command is a file.
 
 mod check;
+<<<<<<< HEAD
 mod endpoint_url;
+=======
+mod demo;
+>>>>>>> main
 mod run;
 mod setup;
 mod size;
@@ -39,6 +43,8 @@ enum Command {
     Run,
     /// Show lag, queues and endpoints
     Status(Json),
+    /// Show the daemon at work on a scratch database: real changes, real webhooks, a kill -9
+    Demo(demo::Options),
     /// Drop slot and publication
     Uninstall(uninstall::Options),
 }
@@ -68,21 +74,22 @@ fn execute(cli: Cli) -> Result<u8> {
     let environment: BTreeMap<String, String> = std::env::vars_os()
         .filter_map(|(key, value)| Some((key.into_string().ok()?, value.into_string().ok()?)))
         .collect();
+    if let Command::Demo(options) = &cli.command {
+        // Needs no configuration and must not be disturbed by one: it makes everything itself.
+        return runtime()?.block_on(demo::demo(options));
+    }
     let config = Config::load(cli.config.as_deref(), &environment)?;
     logging::start(&config)?;
     for variable in &config.unknown_variables {
         tracing::warn!(variable, "this environment variable means nothing to flagpost: is it misspelt?");
     }
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .map_err(|e| Error::internal(format!("the runtime cannot be started: {e}")))?;
+    let runtime = runtime()?;
     let code = runtime.block_on(async {
         match cli.command {
             Command::Check(options) => check::check(&config, options.json).await,
             Command::Setup(options) => setup::setup(&config, &options).await,
             Command::Run => run::run(&config).await,
+            Command::Demo(options) => demo::demo(&options).await,
             Command::Status(options) => status::status(&config, options.json).await,
             Command::Uninstall(options) => uninstall::uninstall(&config, &options).await,
         }
@@ -90,4 +97,12 @@ fn execute(cli: Cli) -> Result<u8> {
     // Whatever still hangs (a resolver's thread) must not keep the process.
     runtime.shutdown_background();
     code
+}
+
+fn runtime() -> Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .map_err(|e| Error::internal(format!("the runtime cannot be started: {e}")))
 }

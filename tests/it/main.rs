@@ -8,4 +8,5 @@ mod cli;
 mod cluster;
 mod golden;
 mod receiver;
+mod replication;
 mod support;
