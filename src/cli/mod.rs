@@ -1,11 +1,8 @@
 //! The command line: what was typed, and which function does it. Every command is a file.
 
 mod check;
-<<<<<<< HEAD
-mod endpoint_url;
-=======
 mod demo;
->>>>>>> main
+mod endpoint_url;
 mod run;
 mod setup;
 mod size;

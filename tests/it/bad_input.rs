@@ -125,7 +125,7 @@ async fn a_slot_that_another_reads_and_one_that_is_gone_are_told() {
         }
     };
     tokio::time::timeout(SOON, dropped).await.unwrap();
-    refused(&first, 4, "run \"flagpost setup --resnapshot\"").await;
+    refused(&first, 4, "begin anew with \"flagpost setup --resnapshot\"").await;
     assert_refused(&first.run(&["setup"]).await, 4, "flagpost setup --resnapshot");
     first.run(&["setup", "--resnapshot"]).await.success();
 
