@@ -119,22 +119,27 @@ async fn a_slot_that_another_reads_and_one_that_is_gone_are_told() {
     refused(&first, 4, "another flagpost works with state.dir").await;
     daemon.kill();
 
+    // A daemon that runs tells it in the same way, once it is connected again and finds its slot gone.
+    let daemon = Daemon::start(&first).await;
     let dropped = async {
+        // The daemon connects again at once: the slot is free for a moment only.
+        let steal =
+            "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE active_pid IS NOT NULL";
         while client.batch_execute("SELECT pg_drop_replication_slot('flagpost')").await.is_err() {
-            tokio::time::sleep(Duration::from_millis(10)).await;
+            client.batch_execute(steal).await.unwrap();
         }
     };
     tokio::time::timeout(SOON, dropped).await.unwrap();
+    let output = daemon.ended(SOON).await;
+    assert_refused(&output, 4, "replication slot \"flagpost\" is gone");
     refused(&first, 4, "begin anew with \"flagpost setup --resnapshot\"").await;
     assert_refused(&first.run(&["setup"]).await, 4, "flagpost setup --resnapshot");
     first.run(&["setup", "--resnapshot"]).await.success();
 
     // Somebody else read from the slot: what it skipped is lost.
+    client.batch_execute("UPDATE features_feature SET description = 'x'").await.unwrap();
     client
-        .batch_execute(
-            "UPDATE features_feature SET description = 'x';
-             SELECT pg_replication_slot_advance('flagpost', pg_current_wal_lsn())",
-        )
+        .batch_execute("SELECT pg_replication_slot_advance('flagpost', pg_current_wal_lsn())")
         .await
         .unwrap();
     refused(&first, 4, "was moved on to").await;
