@@ -24,6 +24,7 @@ pub(super) async fn check(config: &Config, json: bool) -> Result<u8> {
     if let Some(listeners) = listeners {
         endpoints::check(config, &listeners, &mut report).await;
     }
+    report.sort();
     if json {
         report.print_json()?;
     } else {

@@ -33,7 +33,7 @@ impl Quota {
 pub struct ServerFacts {
     /// `server_version_num`
     pub version: i32,
-    /// The version for people.
+    /// The version for people, without the packager's addition.
     pub version_text: String,
     /// `wal_level`
     pub wal_level: String,
@@ -55,7 +55,7 @@ pub struct ServerFacts {
 pub async fn server_facts(client: &Client, info: &ConnInfo) -> Result<ServerFacts> {
     let row = client
         .query_one(
-            "SELECT current_setting('server_version_num')::int, current_setting('server_version'),
+            "SELECT current_setting('server_version_num')::int, split_part(current_setting('server_version'), ' ', 1),
                     current_setting('wal_level'),
                     (SELECT count(*) FROM pg_catalog.pg_replication_slots),
                     current_setting('max_replication_slots')::bigint,
@@ -273,7 +273,7 @@ pub async fn listeners(client: &Client, info: &ConnInfo, catalog: &Catalog) -> R
     let mut all = Vec::new();
     for table in [Table::EnvironmentWebhook, Table::OrganisationWebhook] {
         let statement = format!(
-            "SELECT id::bigint, url::text, enabled FROM {} ORDER BY id",
+            "SELECT id::bigint, coalesce(url::text, ''), coalesce(enabled, false) FROM {} ORDER BY id",
             table_name(&catalog.schema, table)
         );
         let rows = client.query(&statement, &[]).await;
@@ -286,4 +286,33 @@ pub async fn listeners(client: &Client, info: &ConnInfo, catalog: &Catalog) -> R
         }));
     }
     Ok(all)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_lag_in_seconds_is_told_where_it_is_known() {
+        let idle = SlotFacts {
+            plugin: "pgoutput".into(),
+            database: "flagsmith".into(),
+            active_pid: None,
+            wal_status: "reserved".into(),
+            confirmed: Lsn(1),
+            retained_bytes: Some(9),
+            lag_bytes: Some(9),
+            invalidation: None,
+            inactive_seconds: Some(60.0),
+            flush_lag_seconds: None,
+            sees_reader: false,
+        };
+        assert_eq!(idle.lag_seconds(), Some(60.0));
+        assert_eq!(SlotFacts { lag_bytes: Some(0), ..idle.clone() }.lag_seconds(), Some(0.0));
+        let read = SlotFacts { active_pid: Some(7), ..idle };
+        assert_eq!(read.lag_seconds(), None, "the role may not see it");
+        let seen = SlotFacts { sees_reader: true, ..read };
+        assert_eq!(seen.lag_seconds(), Some(0.0), "nothing is outstanding");
+        assert_eq!(SlotFacts { flush_lag_seconds: Some(2.5), ..seen }.lag_seconds(), Some(2.5));
+    }
 }

@@ -23,7 +23,7 @@ impl Status {
 }
 
 /// The part of the installation that an item is about.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum Group {
     Database,
@@ -56,7 +56,7 @@ struct Item {
     exit_code: u8,
 }
 
-/// Everything that was found, in the order in which it is shown.
+/// Everything that was found. It is shown by group.
 #[derive(Debug, Default)]
 pub(super) struct Report {
     items: Vec<Item>,
@@ -103,6 +103,11 @@ impl Report {
         exit_code: u8,
     ) {
         self.items.push(Item { code, group, status, message, mend, exit_code });
+    }
+
+    /// Puts what belongs together together; within a group the order stays.
+    pub(super) fn sort(&mut self) {
+        self.items.sort_by_key(|item| item.group);
     }
 
     fn count(&self, status: Status) -> usize {
