@@ -2,9 +2,10 @@
 //!
 //! Shutdown is one list, in [`Running::stop`]: stop reading → finish attempts → commit → last status update → exit.
 
-use std::time::Duration;
-
+use std::future::pending;
+use std::pin::pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::runtime::Handle;
 use tokio::signal::unix::{SignalKind, signal};
@@ -28,6 +29,9 @@ use crate::source::{
 
 /// The name of the slot that lives only while a mirror is filled for a slot that was made before.
 const TEMPORARY_SUFFIX: &str = "_baseline";
+
+/// How long the ledger's writer may take to tell why it ended, after another stage has failed.
+const WRITER_TELLS_WITHIN: Duration = Duration::from_millis(100);
 
 /// Runs until SIGTERM or SIGINT (then `Ok`), or until something is wrong that waiting does not mend. `ready` is called once,
 /// when the mirror is loaded and the stream is open.
@@ -246,29 +250,38 @@ fn start_capture(capture: Capture) -> Result<oneshot::Receiver<Result<()>>> {
 }
 
 impl Running {
-    /// Waits until a stage ends, which each does only when told to or when something is wrong.
+    /// Waits until it is told to stop, or a stage fails.
     async fn wait(mut self) -> Result<()> {
-        let mut first_error = None;
-        tokio::select! {
+        let stop = self.stop.clone();
+        let failure = tokio::select! {
             // First: once told to stop, every stage ends, and that is no error.
             biased;
-            () = self.stop.cancelled() => {}
-            result = &mut self.writer_ended => first_error = Some(flatten(result, "the ledger's writer")),
-            result = &mut self.capture => first_error = Some(flatten(result, "the capture thread")),
-            result = &mut self.dispatcher => {
-                first_error = Some(result.map_err(|e| panicked("the dispatcher", &e)).flatten());
-            }
-            result = &mut self.stream => {
-                first_error = Some(result.map_err(|e| panicked("the stream", &e)).flatten().map(drop));
-            }
-        }
-        match first_error {
+            () = stop.cancelled() => None,
+            error = self.failure() => Some(error),
+        };
+        match failure {
             None => self.stop().await,
-            Some(result) => {
+            Some(error) => {
                 self.stop.cancel();
-                Err(result.err().unwrap_or_else(|| Error::internal("a stage ended though nobody told it to")))
+                Err(error)
             }
         }
+    }
+
+    /// The error of the stage that failed. A stage that ends without one does so because its neighbour is gone, and the
+    /// neighbour tells why.
+    async fn failure(&mut self) -> Error {
+        let Running { stream, capture, dispatcher, writer_ended, .. } = self;
+        let mut writer = pin!(async { error_of(flatten(writer_ended.await, "the ledger's writer")).await });
+        let error = tokio::select! {
+            biased;
+            error = &mut writer => return error,
+            error = async { error_of(stream.await.map_err(|e| panicked("the stream", &e)).flatten()).await } => error,
+            error = async { error_of(flatten(capture.await, "the capture thread")).await } => error,
+            error = async { error_of(dispatcher.await.map_err(|e| panicked("the dispatcher", &e)).flatten()).await } => error,
+        };
+        // Whoever writes to the ledger notices that its writer is gone a moment before the writer has told why.
+        tokio::time::timeout(WRITER_TELLS_WITHIN, writer).await.unwrap_or(error)
     }
 
     async fn stop(self) -> Result<()> {
@@ -283,6 +296,13 @@ impl Running {
         }
         info!("stopped");
         Ok(())
+    }
+}
+
+async fn error_of<T>(result: Result<T>) -> Error {
+    match result {
+        Err(error) => error,
+        Ok(_) => pending().await,
     }
 }
 

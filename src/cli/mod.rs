@@ -2,8 +2,10 @@
 
 mod check;
 mod demo;
+mod endpoint_url;
 mod run;
 mod setup;
+mod size;
 mod status;
 mod uninstall;
 

@@ -9,6 +9,7 @@ use crate::error::{Error, Kind, Result};
 use crate::ledger::Ledger;
 use crate::source::{
     Catalog, Publication, Replication, Step, connect, grant_steps, publication_steps, slot_step, sql_error,
+    unusable_identities,
 };
 
 /// What was typed.
@@ -32,6 +33,7 @@ pub(super) async fn setup(config: &Config, options: &Options) -> Result<u8> {
     let client = connect(&config.database).await?;
     let catalog = Catalog::read(&client, &config.database, &config.names.schema).await?;
     catalog.require(&config.database)?;
+    require_identities(config, &client, &catalog).await?;
     let existing = Publication::read(&client, &config.database, &catalog, &config.names.publication).await?;
     let mut steps = publication_steps(&catalog, &config.names, existing.as_ref());
     if options.print {
@@ -66,6 +68,22 @@ pub(super) async fn setup(config: &Config, options: &Options) -> Result<u8> {
         "done: start it with \"flagpost run\", and set DISABLE_WEBHOOKS=true in Flagsmith's environment"
     );
     Ok(0)
+}
+
+/// A publication of tables without a usable replica identity would make the server refuse Flagsmith's own changes.
+async fn require_identities(config: &Config, client: &Client, catalog: &Catalog) -> Result<()> {
+    let unusable = unusable_identities(client, &config.database, catalog).await?;
+    let Some(first) = unusable.first() else { return Ok(()) };
+    let mends: Vec<&str> = unusable.iter().map(|identity| identity.mend.as_str()).collect();
+    Err(Error::new(
+        Kind::DatabaseRefuses,
+        format!(
+            "table {} cannot be published ({}): its changes would be refused by the server; run {}",
+            first.table.name(),
+            first.why,
+            mends.join(" ")
+        ),
+    ))
 }
 
 fn show(step: &Step) {

@@ -1,9 +1,21 @@
-//! `flagpost uninstall`: drops slot and publication, so that nothing of flagpost is left in the database.
+//! `flagpost uninstall`: drops slot and publication, so that nothing of flagpost is left in the database; with `--purge`
+//! the ledger's files too.
+//!
+//! It never drops a slot that is not flagpost's, never one that somebody reads, and says so when nothing is there.
+
+use std::time::Duration;
 
 use clap::Args;
+use tokio_postgres::Client;
 
 use crate::config::Config;
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
+use crate::ledger::{Ledger, Purge};
+use crate::source::{connect, has_publication, quoted, slot_facts, sql_error, uninstall_step};
+
+/// A daemon that has just been stopped leaves its slot only when the server has noticed.
+const PATIENCE: Duration = Duration::from_secs(1);
+const POLL: Duration = Duration::from_millis(50);
 
 /// What was typed.
 #[derive(Debug, Args)]
@@ -11,8 +23,114 @@ pub(super) struct Options {
     /// Only print the SQL
     #[arg(long)]
     print: bool,
+    /// Also remove the ledger's files from the state directory: events, queues, dead letters
+    #[arg(long, conflicts_with = "print")]
+    purge: bool,
 }
 
-pub(super) async fn uninstall(_config: &Config, _options: &Options) -> Result<u8> {
-    Err(Error::internal("uninstall is not built yet"))
+pub(super) async fn uninstall(config: &Config, options: &Options) -> Result<u8> {
+    if options.print {
+        print!("{}", uninstall_step(&config.names).sql);
+        return Ok(0);
+    }
+    // Before anything is dropped: is a daemon running on this ledger?
+    let purge = if options.purge { Purge::begin(&config.state_dir)? } else { None };
+    let client = connect(&config.database).await?;
+    drop_slot(config, &client).await?;
+    drop_publication(config, &client).await?;
+    match purge {
+        Some(purge) => remove_ledger(purge)?,
+        None => tell_of_ledger(config),
+    }
+    Ok(0)
+}
+
+async fn drop_slot(config: &Config, client: &Client) -> Result<()> {
+    let name = &config.names.slot;
+    let patience = tokio::time::Instant::now() + PATIENCE;
+    loop {
+        let Some(slot) = slot_facts(client, &config.database, name).await? else {
+            println!("there is no replication slot {name:?}: nothing to drop");
+            return Ok(());
+        };
+        if !slot.is_ours(&config.database) {
+            return Err(Error::new(
+                Kind::DatabaseRefuses,
+                format!(
+                    "replication slot {name:?} is somebody else's (plugin {:?}, database {:?}) and stays: name flagpost's own \
+                     with source.slot",
+                    slot.plugin, slot.database
+                ),
+            ));
+        }
+        match slot.active_pid {
+            None => break,
+            Some(_) if tokio::time::Instant::now() < patience => tokio::time::sleep(POLL).await,
+            Some(pid) => {
+                return Err(Error::new(
+                    Kind::SlotInUse,
+                    format!(
+                        "replication slot {name:?} is being read (by the server's process {pid}): stop the daemon first, then run \
+                         \"flagpost uninstall\" again"
+                    ),
+                ));
+            }
+        }
+    }
+    // A slot's name needs no escape: the configuration lets only letters, digits and underscores through.
+    run(
+        config,
+        client,
+        "dropping the replication slot",
+        &format!("SELECT pg_drop_replication_slot('{name}');"),
+    )
+    .await
+}
+
+async fn drop_publication(config: &Config, client: &Client) -> Result<()> {
+    let name = &config.names.publication;
+    if !has_publication(client, &config.database, name).await? {
+        println!("there is no publication {name:?}: nothing to drop");
+        return Ok(());
+    }
+    run(config, client, "dropping the publication", &format!("DROP PUBLICATION {};", quoted(name))).await
+}
+
+async fn run(config: &Config, client: &Client, doing: &str, statement: &str) -> Result<()> {
+    println!("{statement}");
+    client.batch_execute(statement).await.map_err(|e| {
+        if e.code().is_some_and(|code| code.code() == "42501") {
+            let message = e.as_db_error().map(|db| db.message().replace('\n', " ")).unwrap_or_default();
+            return Error::new(
+                Kind::DatabaseRefuses,
+                format!(
+                    "{doing}: {message}: let the one who ran \"flagpost setup\" run it, or a superuser the output of \"flagpost \
+                     uninstall --print\""
+                ),
+            );
+        }
+        sql_error(&config.database, doing, &e)
+    })
+}
+
+fn remove_ledger(purge: Purge) -> Result<()> {
+    let removed = purge.run()?;
+    for path in &removed {
+        println!("removed {}", path.display());
+    }
+    if removed.is_empty() {
+        println!("there is no ledger: nothing to remove");
+    }
+    Ok(())
+}
+
+fn tell_of_ledger(config: &Config) {
+    let place = config.state_dir.display();
+    if Ledger::exists(&config.state_dir) {
+        println!(
+            "the ledger stays in {place} (events, queues, dead letters): remove it with \"flagpost uninstall --purge\""
+        );
+    } else {
+        println!("there is no ledger in {place}");
+    }
 }

@@ -4,6 +4,7 @@
 //! [`schema`]'s documentation. One thread writes ([`writer`]); [`Reader`]s read without waiting for it. The order is
 //! strict: local COMMIT first, then the LSN is published to whoever confirms it to the server.
 
+mod purge;
 mod reader;
 mod record;
 mod schema;
@@ -22,6 +23,7 @@ use crate::change::{Lsn, Row};
 use crate::error::{Error, Kind, Result};
 use crate::schema::Table;
 
+pub use purge::Purge;
 pub use reader::{Endpoint, Reader};
 pub use record::{Counts, Due, EventRecord, Outcome, Verdict, Write};
 pub use writer::{News, Newsstand};
@@ -73,37 +75,13 @@ pub struct WriterHandle {
 impl Ledger {
     /// Opens the ledger in `directory`, making both where they are missing.
     pub fn open(directory: &Path) -> Result<Ledger> {
-        let failed = |what: &str, e: &std::io::Error| {
-            Error::new(
-                Kind::LedgerIo,
-                format!("state.dir {} cannot be used: {what}: {e}", directory.display()),
-            )
-        };
+        let failed = |what: &str, e: &std::io::Error| unusable_directory(directory, what, e);
         fs::DirBuilder::new()
             .recursive(true)
             .mode(0o700)
             .create(directory)
             .map_err(|e| failed("it cannot be made", &e))?;
-        let lock = OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .mode(0o600)
-            .open(directory.join(LOCK_FILE))
-            .map_err(|e| failed("it cannot be written", &e))?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                return Err(Error::new(
-                    Kind::LedgerMismatch,
-                    format!(
-                        "another flagpost works with state.dir {}: stop it, or give this one another state.dir",
-                        directory.display()
-                    ),
-                ));
-            }
-            Err(TryLockError::Error(e)) => return Err(failed("it cannot be locked", &e)),
-        }
+        let lock = lock(directory)?;
         let path = directory.join(FILE);
         // Made before SQLite opens it, so that it (and the files that SQLite puts beside it) is never readable by others.
         let file = OpenOptions::new()
@@ -250,6 +228,38 @@ impl Ledger {
     pub fn reader(&self) -> Result<Reader> {
         Reader::open(&self.directory)
     }
+}
+
+/// The lock that keeps a second writer away, held as long as the file is open.
+fn lock(directory: &Path) -> Result<File> {
+    let file = OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .mode(0o600)
+        .open(directory.join(LOCK_FILE))
+        .map_err(|e| unusable_directory(directory, "it cannot be written", &e))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(Error::new(
+            Kind::LedgerMismatch,
+            format!(
+                "another flagpost works with state.dir {}: stop it, or give this one another state.dir",
+                directory.display()
+            ),
+        )),
+        Err(TryLockError::Error(e)) => Err(unusable_directory(directory, "it cannot be locked", &e)),
+    }
+}
+
+fn unusable_directory(directory: &Path, what: &str, error: &std::io::Error) -> Error {
+    Error::new(
+        Kind::LedgerIo,
+        format!(
+            "state.dir {} cannot be used: {what}: {error}: give flagpost a directory that it may write to",
+            directory.display()
+        ),
+    )
 }
 
 /// Which columns the mirror's rows are made of: rows of another set would be misread.

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use rusqlite::{Connection, OptionalExtension, Row as SqlRow, params};
 
+use super::Identity;
 use super::record::{Counts, Due};
 use super::schema::{self, DEAD, DELIVERED, DROPPED};
 use super::seal::Seal;
@@ -37,7 +38,7 @@ impl Reader {
         let path = directory.join(super::FILE);
         Ok(Reader {
             connection: schema::open_for_reading(&path)?,
-            seal: Seal::open(&directory.join(super::KEY_FILE))?,
+            seal: Seal::read(&directory.join(super::KEY_FILE))?,
             path,
         })
     }
@@ -201,7 +202,7 @@ impl Reader {
         self.connection
             .prepare_cached(
                 "SELECT a.error FROM delivery d JOIN attempt a ON a.endpoint = d.endpoint AND a.event = d.event
-                 WHERE d.endpoint = ?1 AND d.status = 0 AND d.attempts > 0 ORDER BY a.at DESC LIMIT 1",
+                 WHERE d.endpoint = ?1 AND d.status IN (0, 3) AND d.attempts > 0 ORDER BY a.at DESC LIMIT 1",
             )
             .and_then(|mut s| s.query_row([endpoint], |row| row.get(0)).optional())
             .map(Option::flatten)
@@ -216,6 +217,22 @@ impl Reader {
     /// The position up to which everything is in the ledger.
     pub fn checkpoint(&self) -> Result<Option<Lsn>> {
         Ok(self.meta("checkpoint")?.and_then(|text| text.parse().ok()))
+    }
+
+    /// What the ledger belongs to; `None` when it is new.
+    pub fn identity(&self) -> Result<Option<Identity>> {
+        let (system_id, database, slot) =
+            (self.meta("system_id")?, self.meta("database")?, self.meta("slot")?);
+        Ok(system_id.zip(database).zip(slot).map(|((system_id, database), slot)| Identity {
+            system_id,
+            database,
+            slot,
+        }))
+    }
+
+    /// Whether the mirror's rows are made of the columns that this flagpost reads.
+    pub fn fits_columns(&self) -> Result<bool> {
+        Ok(self.meta("columns")?.is_none_or(|columns| columns == super::columns_fingerprint()))
     }
 
     /// A value of the table `meta`.

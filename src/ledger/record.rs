@@ -157,6 +157,6 @@ pub struct Counts {
     pub dropped: u64,
     /// Commit time of the oldest pending one.
     pub oldest_pending: Option<Micros>,
-    /// The latest failure of a pending one.
+    /// The latest failure of a pending one, or of one that was given up.
     pub last_error: Option<String>,
 }

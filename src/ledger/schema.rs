@@ -15,7 +15,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use rusqlite::{Connection, OpenFlags};
+use rusqlite::{Connection, ErrorCode, OpenFlags};
 
 use crate::error::{Error, Kind, Result};
 
@@ -131,10 +131,7 @@ fn check_format(connection: &Connection, path: &Path) -> Result<()> {
     let application = pragma("application_id").map_err(|e| unusable(path, e))?;
     let format = pragma("user_version").map_err(|e| unusable(path, e))?;
     if application != APPLICATION_ID {
-        return Err(Error::new(
-            Kind::LedgerMismatch,
-            format!("{} is no flagpost ledger: choose another state.dir", path.display()),
-        ));
+        return Err(not_a_ledger(path));
     }
     if format != FORMAT {
         return Err(Error::new(
@@ -148,8 +145,18 @@ fn check_format(connection: &Connection, path: &Path) -> Result<()> {
     Ok(())
 }
 
+fn not_a_ledger(path: &Path) -> Error {
+    Error::new(
+        Kind::LedgerMismatch,
+        format!("{} is no flagpost ledger: choose another state.dir", path.display()),
+    )
+}
+
 /// The error for a ledger that SQLite cannot use.
 pub(super) fn unusable(path: &Path, error: rusqlite::Error) -> Error {
+    if error.sqlite_error_code() == Some(ErrorCode::NotADatabase) {
+        return not_a_ledger(path).caused_by(error);
+    }
     Error::new(
         Kind::LedgerIo,
         format!(

@@ -5,7 +5,7 @@
 //! them, as who can read Flagsmith's database can.
 
 use std::fs::{self, OpenOptions};
-use std::io::{Read, Write};
+use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
@@ -24,23 +24,39 @@ pub(super) struct Seal(RandomizedNonceKey);
 impl Seal {
     /// Reads the key, making it where there is none.
     pub(super) fn open(path: &Path) -> Result<Seal> {
-        let failed = |e: std::io::Error| {
-            Error::new(Kind::LedgerIo, format!("the ledger's key {} cannot be used: {e}", path.display()))
-        };
-        let mut key = Vec::new();
-        match fs::File::open(path) {
-            Ok(mut file) => {
-                file.read_to_end(&mut key).map_err(failed)?;
-            }
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-                key.resize(KEY_BYTES, 0);
-                rand::fill(&mut key).map_err(|_| Error::internal("no random numbers are to be had"))?;
-                let mut file =
-                    OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).map_err(failed)?;
-                file.write_all(&key).and_then(|()| file.sync_all()).map_err(failed)?;
-            }
-            Err(e) => return Err(failed(e)),
+        match fs::read(path) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Seal::create(path),
+            key => Seal::from_key(path, key),
         }
+    }
+
+    /// Reads the key of a ledger that is there: a new key would open nothing in it.
+    pub(super) fn read(path: &Path) -> Result<Seal> {
+        Seal::from_key(path, fs::read(path))
+    }
+
+    fn create(path: &Path) -> Result<Seal> {
+        let mut key = vec![0; KEY_BYTES];
+        rand::fill(&mut key).map_err(|_| Error::internal("no random numbers are to be had"))?;
+        let write = || {
+            let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+            file.write_all(&key)?;
+            file.sync_all()
+        };
+        let written = write();
+        Seal::from_key(path, written.map(|()| key))
+    }
+
+    fn from_key(path: &Path, key: std::io::Result<Vec<u8>>) -> Result<Seal> {
+        let key = key.map_err(|e| {
+            Error::new(
+                Kind::LedgerIo,
+                format!(
+                    "the ledger's key {} cannot be used: {e}: put it back, or correct its owner",
+                    path.display()
+                ),
+            )
+        })?;
         RandomizedNonceKey::new(&AES_256_GCM, &key).map(Seal).map_err(|_| {
             Error::new(
                 Kind::LedgerMismatch,

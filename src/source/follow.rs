@@ -58,7 +58,10 @@ pub async fn follow(
     let mut stream = first;
     loop {
         let error = match stream.run(stop).await {
-            Ok(()) => return Ok(Some(stream)),
+            Ok(()) => {
+                stream.hand_on_no_more();
+                return Ok(Some(stream));
+            }
             Err(error) => error,
         };
         give_up_or_warn(&error, FIRST_WAIT)?;

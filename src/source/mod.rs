@@ -8,6 +8,7 @@ mod assemble;
 mod catalog;
 mod conn_info;
 mod follow;
+mod observe;
 pub mod pgoutput;
 mod publication;
 mod refusal;
@@ -19,9 +20,16 @@ mod transport;
 mod wire;
 
 pub use catalog::Catalog;
+pub(crate) use catalog::quoted;
 pub use conn_info::{ConnInfo, Host, SslMode};
 pub use follow::{Follow, follow, open};
-pub use publication::{Publication, Step, grant_steps, publication_steps, slot_step, uninstall_step};
+pub use observe::{
+    Identity, Listener, Quota, ServerFacts, SlotFacts, has_publication, listeners, server_facts, slot_facts,
+    unreadable_tables, unusable_identities,
+};
+pub use publication::{
+    Publication, Step, grant_steps, publication_steps, read_grants, slot_step, uninstall_step,
+};
 pub use replication::{Exported, Names, PLUGIN, Replication, Server, SlotState};
 pub use snapshot::{Progress, adopt, copy_tables, fetch};
 pub use sql::{connect, sql_error};

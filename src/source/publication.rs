@@ -161,20 +161,24 @@ pub fn slot_step(names: &Names) -> Step {
 
 /// The statements that make a role which may run the daemon.
 pub fn grant_steps(catalog: &Catalog, info: &ConnInfo, role: &str) -> Step {
-    let grants: Vec<String> = catalog
-        .tables
-        .keys()
-        .map(|table| {
-            let (columns, name) = (column_names(catalog, *table), table_name(&catalog.schema, *table));
-            format!("GRANT SELECT ({columns}) ON {name} TO {};", quoted(role))
-        })
-        .collect();
+    let grants: Vec<String> = catalog.tables.keys().map(|table| grant(catalog, *table, role)).collect();
     let sql = GRANTS
         .replace("{role}", &quoted(role))
         .replace("{database}", &quoted(&info.database))
         .replace("{schema}", &quoted(&catalog.schema))
         .replace("{grants}", &grants.join("\n"));
     Step { what: format!("let role {role:?} run the daemon"), sql }
+}
+
+fn grant(catalog: &Catalog, table: Table, role: &str) -> String {
+    let (columns, name) = (column_names(catalog, table), table_name(&catalog.schema, table));
+    format!("GRANT SELECT ({columns}) ON {name} TO {};", quoted(role))
+}
+
+/// The statements that let an existing role read these tables.
+pub fn read_grants(catalog: &Catalog, tables: &[Table], role: &str) -> Vec<String> {
+    let schema = format!("GRANT USAGE ON SCHEMA {} TO {};", quoted(&catalog.schema), quoted(role));
+    std::iter::once(schema).chain(tables.iter().map(|table| grant(catalog, *table, role))).collect()
 }
 
 /// The statements that remove every trace of flagpost.

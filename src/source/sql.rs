@@ -89,7 +89,8 @@ pub fn sql_error(info: &ConnInfo, doing: &str, error: &tokio_postgres::Error) ->
     if let Some(db) = error.as_db_error() {
         return refusal(info, doing, db.code().code(), db.message());
     }
-    let text = error.to_string();
+    let cause = std::error::Error::source(error).map(|e| format!(": {e}")).unwrap_or_default();
+    let text = format!("{error}{cause}");
     if text.contains("password missing") {
         return Error::new(
             Kind::DatabaseRefuses,
@@ -99,10 +100,9 @@ pub fn sql_error(info: &ConnInfo, doing: &str, error: &tokio_postgres::Error) ->
             ),
         );
     }
-    let cause = std::error::Error::source(error).map(|e| format!(": {e}")).unwrap_or_default();
     Error::new(
         Kind::DatabaseUnreachable,
-        format!("{doing} at {}: {text}{cause}: check that the server is up", info.shown()),
+        format!("{doing} at {}: {text}: check that the server is up", info.shown()),
     )
 }
 

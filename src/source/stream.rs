@@ -163,6 +163,12 @@ impl Stream {
         }
     }
 
+    /// Nothing more is handed on, so whoever takes what the stream brings comes to its end. The session stays open: what
+    /// becomes durable of it is confirmed by [`Stream::finish`].
+    pub fn hand_on_no_more(&mut self) {
+        self.channels.out = mpsc::channel(1).0;
+    }
+
     /// Tells the server what has become durable, and ends the session so that the slot is free at once.
     pub async fn finish(mut self) {
         if self.status(false).await.is_ok() {

@@ -82,6 +82,8 @@ fn unreachable(info: &ConnInfo, error: &io::Error) -> Error {
 }
 
 async fn encrypt(mut stream: TcpStream, host: &str, info: &ConnInfo) -> Result<Transport> {
+    // Before anything is asked: a root certificate that cannot be read is wrong whatever the server says.
+    let config = client_config(info)?;
     stream.write_all(&SSL_REQUEST).await.map_err(|e| unreachable(info, &e))?;
     let mut answer = [0];
     stream.read_exact(&mut answer).await.map_err(|e| unreachable(info, &e))?;
@@ -104,7 +106,6 @@ async fn encrypt(mut stream: TcpStream, host: &str, info: &ConnInfo) -> Result<T
             ));
         }
     }
-    let config = client_config(info)?;
     let name = ServerName::try_from(host.to_owned())
         .map_err(|_| Error::config(format!("database.url: {host:?} is no host name that TLS can verify")))?;
     let tls = TlsConnector::from(Arc::new(config)).connect(name, stream).await.map_err(|e| {
