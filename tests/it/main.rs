@@ -7,6 +7,7 @@ mod bad_input;
 mod cli;
 mod cluster;
 mod golden;
+mod golden_daemon;
 mod receiver;
 mod replication;
 mod support;
