@@ -6,8 +6,10 @@
 mod bad_input;
 mod cli;
 mod cluster;
+mod crash;
 mod golden;
 mod golden_daemon;
+mod idle;
 mod receiver;
 mod replication;
 mod support;
