@@ -7,6 +7,7 @@ mod bad_input;
 mod cli;
 mod cluster;
 mod crash;
+mod delivery;
 mod golden;
 mod golden_daemon;
 mod idle;
