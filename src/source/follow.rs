@@ -58,7 +58,11 @@ pub async fn follow(
     let mut stream = first;
     loop {
         let error = match stream.run(stop).await {
-            Ok(()) => return Ok(Some(stream)),
+            Ok(()) => {
+                // Otherwise capture would wait for more, and the stop for capture.
+                stream.hang_up();
+                return Ok(Some(stream));
+            }
             Err(error) => error,
         };
         give_up_or_warn(&error, FIRST_WAIT)?;

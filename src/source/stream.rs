@@ -158,6 +158,12 @@ impl Stream {
         }
     }
 
+    /// Hands nothing on any more: who takes what the stream brings comes to its end, though the stream itself is kept to be
+    /// [finished](Stream::finish) later.
+    pub fn hang_up(&mut self) {
+        self.channels.out = mpsc::channel(1).0;
+    }
+
     /// Tells the server what has become durable, and ends the session so that the slot is free at once.
     pub async fn finish(mut self) {
         if self.status(false).await.is_ok() {
