@@ -240,7 +240,7 @@ impl Ledger {
                 });
                 drop(lock);
                 // Nobody to tell when the daemon is gone.
-                let _ = ended_sender.send(result);
+                ended_sender.send(result).ok();
             })
             .map_err(|e| Error::internal(format!("the ledger's thread cannot be started: {e}")))?;
         Ok(WriterHandle { writes, durable, newsstand, ended })

@@ -385,11 +385,9 @@ impl Mirror {
                     self.forget_segment_of(feature_segment);
                 }
             }
-            Table::FeatureSegment => {
-                // Flagsmith deletes the override's row before its state: the state's slot must still be known then.
-                if !self.states_by_override.contains(id) {
-                    self.segment_of.remove(&id);
-                }
+            // Flagsmith deletes the override's row before its state: the state's slot must still be known then.
+            Table::FeatureSegment if !self.states_by_override.contains(id) => {
+                self.segment_of.remove(&id);
             }
             Table::StateValue => self.values.remove(row.int(state_value::FEATURE_STATE_ID).unwrap_or(0), id),
             Table::MvValue => {

@@ -2,6 +2,8 @@
 //!
 //! Source: PostgreSQL manual, "Streaming Replication Protocol" and `pg_replication_slots`.
 
+use std::time::Duration;
+
 use super::conn_info::ConnInfo;
 use super::wire::{TextRow, Wire};
 use crate::change::Lsn;
@@ -30,6 +32,8 @@ pub struct Server {
     pub position: Lsn,
     /// The 64-bit id that the next transaction gets.
     pub next_xid: u64,
+    /// `wal_sender_timeout`: the server ends a session that is silent for this long; `None` when it never does.
+    pub sender_timeout: Option<Duration>,
 }
 
 /// A row of `pg_replication_slots`.
@@ -107,16 +111,13 @@ impl Replication {
         }
         let position = position.parse().map_err(|_| nonsense("IDENTIFY_SYSTEM"))?;
         let system_id = system_id.clone();
-        let rows = wire
-            .query("asking for the transaction id", "SELECT pg_snapshot_xmax(pg_current_snapshot())::text")
-            .await?;
-        let next_xid = one_row(rows, "pg_snapshot_xmax")?
-            .into_iter()
-            .next()
-            .flatten()
-            .and_then(|text| text.parse().ok())
-            .ok_or_else(|| nonsense("pg_snapshot_xmax"))?;
-        Ok(Replication { wire, server: Server { system_id, position, next_xid } })
+        let command = "SELECT pg_snapshot_xmax(pg_current_snapshot())::text, setting \
+                       FROM pg_catalog.pg_settings WHERE name = 'wal_sender_timeout'";
+        let row = one_row(wire.query("asking for the transaction id", command).await?, "pg_settings")?;
+        let [Some(next_xid), Some(timeout_ms)] = &row[..] else { return Err(nonsense("pg_settings")) };
+        let next_xid = next_xid.parse().map_err(|_| nonsense("pg_snapshot_xmax"))?;
+        let sender_timeout = timeout_ms.parse().ok().filter(|ms| *ms > 0).map(Duration::from_millis);
+        Ok(Replication { wire, server: Server { system_id, position, next_xid, sender_timeout } })
     }
 
     /// Who is there.

@@ -20,7 +20,8 @@ use super::wire::{Frame, Wire};
 use crate::change::{Lsn, Micros, Transaction};
 use crate::error::{Error, Kind, Result};
 
-/// The server is told where we are at least this often (it gives up after `wal_sender_timeout`, a minute by default).
+/// The server is told where we are at least this often, and four times within its `wal_sender_timeout` (by default a
+/// minute), after which it gives a silent session up.
 const STATUS_INTERVAL: Duration = Duration::from_secs(5);
 /// After a commit became durable it is confirmed at once, but not more often than this.
 const CONFIRM_INTERVAL: Duration = Duration::from_millis(50);
@@ -84,6 +85,7 @@ pub struct Stream {
     channels: Channels,
     /// The server's position when we connected.
     goal: Lsn,
+    status_interval: Duration,
     /// What the server has sent.
     received: Lsn,
     /// End of the last transaction that was handed on: where the next session goes on.
@@ -113,6 +115,9 @@ impl Stream {
             assembler: Assembler::new(&names.schema, server.next_xid),
             channels,
             goal: server.position,
+            status_interval: server
+                .sender_timeout
+                .map_or(STATUS_INTERVAL, |timeout| STATUS_INTERVAL.min(timeout / 4)),
             received: from,
             handed_on: from,
             confirmed: Lsn::default(),
@@ -129,7 +134,7 @@ impl Stream {
 
     /// Reads until `stop` (then `Ok`) or until the stream breaks.
     pub async fn run(&mut self, stop: &CancellationToken) -> Result<()> {
-        let mut tick = interval(STATUS_INTERVAL);
+        let mut tick = interval(self.status_interval);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let probe = Arc::clone(&self.channels.probe);
         let mut durable = self.channels.durable.clone();
@@ -286,7 +291,12 @@ impl Stream {
     /// would break the session.
     fn next_status(&self) -> Instant {
         let has_more_to_confirm = *self.channels.durable.borrow() > self.confirmed;
-        self.last_status + if has_more_to_confirm { Duration::from_secs(1) } else { STATUS_INTERVAL }
+        self.last_status
+            + if has_more_to_confirm {
+                self.status_interval.min(Duration::from_secs(1))
+            } else {
+                self.status_interval
+            }
     }
 
     /// Standby status update: written = received, flushed and applied = durable.

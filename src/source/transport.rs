@@ -4,16 +4,18 @@
 //! Sources: PostgreSQL manual, "SSL Session Encryption"; RFC 5929 (`tls-server-end-point`).
 
 use std::io;
+use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use aws_lc_rs::digest;
-use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::{WebPkiServerVerifier, verify_server_name};
 use rustls::crypto::{CryptoProvider, aws_lc_rs as provider};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::server::ParsedCertificate;
 use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
@@ -121,8 +123,7 @@ fn client_config(info: &ConnInfo) -> Result<ClientConfig> {
     let crypto = Arc::new(provider::default_provider());
     let verifier: Arc<dyn ServerCertVerifier> = match info.ssl_mode {
         SslMode::Disable | SslMode::Prefer | SslMode::Require => Arc::new(Unverified(Arc::clone(&crypto))),
-        SslMode::VerifyCa => Arc::new(AnyName(webpki(info, &crypto)?)),
-        SslMode::VerifyFull => webpki(info, &crypto)?,
+        SslMode::VerifyCa | SslMode::VerifyFull => Arc::new(verified(info, &crypto)?),
     };
     ClientConfig::builder_with_provider(crypto)
         .with_safe_default_protocol_versions()
@@ -130,22 +131,31 @@ fn client_config(info: &ConnInfo) -> Result<ClientConfig> {
         .map_err(|e| Error::internal(format!("TLS cannot be configured: {e}")))
 }
 
-fn webpki(info: &ConnInfo, crypto: &Arc<CryptoProvider>) -> Result<Arc<WebPkiServerVerifier>> {
-    WebPkiServerVerifier::builder_with_provider(Arc::new(roots(info)?), Arc::clone(crypto)).build().map_err(
-        |e| {
-            Error::config(format!(
-                "no issuer is trusted ({e}): give the server's issuer as sslrootcert in database.url"
-            ))
-        },
-    )
+fn verified(info: &ConnInfo, crypto: &Arc<CryptoProvider>) -> Result<Verified> {
+    let trusted = match &info.ssl_root_cert {
+        Some(path) => read_certificates(path)?,
+        None => Vec::new(),
+    };
+    let mut roots = RootCertStore::empty();
+    if info.ssl_root_cert.is_some() {
+        for certificate in &trusted {
+            roots
+                .add(certificate.clone())
+                .map_err(|e| Error::config(format!("sslrootcert cannot be used: {e}")))?;
+        }
+    } else {
+        roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    }
+    let chain = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), Arc::clone(crypto)).build();
+    let chain = chain.map_err(|e| {
+        Error::config(format!(
+            "no issuer is trusted ({e}): give the server's issuer as sslrootcert in database.url"
+        ))
+    })?;
+    Ok(Verified { chain, trusted, checks_name: info.ssl_mode == SslMode::VerifyFull })
 }
 
-fn roots(info: &ConnInfo) -> Result<RootCertStore> {
-    let mut store = RootCertStore::empty();
-    let Some(path) = &info.ssl_root_cert else {
-        store.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-        return Ok(store);
-    };
+fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>> {
     let bad = |what: String| {
         Error::config(format!(
             "sslrootcert {} cannot be used: {what}: give a readable PEM file with the issuer's certificate",
@@ -153,11 +163,9 @@ fn roots(info: &ConnInfo) -> Result<RootCertStore> {
         ))
     };
     let pem = std::fs::read(path).map_err(|e| bad(e.to_string()))?;
-    for certificate in CertificateDer::pem_slice_iter(&pem) {
-        let certificate = certificate.map_err(|e| bad(e.to_string()))?;
-        store.add(certificate).map_err(|e| bad(e.to_string()))?;
-    }
-    if store.is_empty() { Err(bad("there is no certificate in it".into())) } else { Ok(store) }
+    let certificates: Vec<_> =
+        CertificateDer::pem_slice_iter(&pem).collect::<Result<_, _>>().map_err(|e| bad(e.to_string()))?;
+    if certificates.is_empty() { Err(bad("there is no certificate in it".into())) } else { Ok(certificates) }
 }
 
 /// `sslmode=require`: encrypted, not verified. The handshake's signatures are still checked.
@@ -201,11 +209,41 @@ impl ServerCertVerifier for Unverified {
     }
 }
 
-/// `sslmode=verify-ca`: the issuer counts, the name does not.
+/// `sslmode=verify-ca` and `verify-full`. A certificate that is itself in the root file is trusted as it is, as libpq does:
+/// servers often have one that signed itself, which a strict verifier refuses as an end entity.
 #[derive(Debug)]
-struct AnyName(Arc<WebPkiServerVerifier>);
+struct Verified {
+    chain: Arc<WebPkiServerVerifier>,
+    trusted: Vec<CertificateDer<'static>>,
+    checks_name: bool,
+}
 
-impl ServerCertVerifier for AnyName {
+impl Verified {
+    fn verify_trusted(
+        &self,
+        certificate: &CertificateDer<'_>,
+        name: &ServerName<'_>,
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        let validity = Certificate::from_der(certificate)
+            .map_err(|_| rustls::Error::InvalidCertificate(CertificateError::BadEncoding))?
+            .tbs_certificate
+            .validity;
+        let now = now.as_secs();
+        if now < validity.not_before.to_unix_duration().as_secs() {
+            return Err(CertificateError::NotValidYet.into());
+        }
+        if now > validity.not_after.to_unix_duration().as_secs() {
+            return Err(CertificateError::Expired.into());
+        }
+        if self.checks_name {
+            verify_server_name(&ParsedCertificate::try_from(certificate)?, name)?;
+        }
+        Ok(ServerCertVerified::assertion())
+    }
+}
+
+impl ServerCertVerifier for Verified {
     fn verify_server_cert(
         &self,
         certificate: &CertificateDer<'_>,
@@ -214,10 +252,14 @@ impl ServerCertVerifier for AnyName {
         ocsp: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        match self.0.verify_server_cert(certificate, intermediates, name, ocsp, now) {
+        if self.trusted.iter().any(|trusted| trusted == certificate) {
+            return self.verify_trusted(certificate, name, now);
+        }
+        match self.chain.verify_server_cert(certificate, intermediates, name, ocsp, now) {
+            // The chain is verified before the name is.
             Err(rustls::Error::InvalidCertificate(
                 CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
-            )) => Ok(ServerCertVerified::assertion()),
+            )) if !self.checks_name => Ok(ServerCertVerified::assertion()),
             other => other,
         }
     }
@@ -228,7 +270,7 @@ impl ServerCertVerifier for AnyName {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.0.verify_tls12_signature(message, certificate, signature)
+        self.chain.verify_tls12_signature(message, certificate, signature)
     }
 
     fn verify_tls13_signature(
@@ -237,11 +279,11 @@ impl ServerCertVerifier for AnyName {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.0.verify_tls13_signature(message, certificate, signature)
+        self.chain.verify_tls13_signature(message, certificate, signature)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.supported_verify_schemes()
+        self.chain.supported_verify_schemes()
     }
 }
 

@@ -7,4 +7,5 @@ mod cluster;
 mod demo;
 mod golden;
 mod receiver;
+mod replication;
 mod support;

@@ -1,0 +1,20 @@
+# `make demo` shows the daemon at work, `make test` passes the tests. Both install what they miss and say so.
+.PHONY: demo test bench build
+
+build:
+	@tools/needs build
+	cargo build --release --locked
+
+demo: build
+	@tools/needs postgres
+	target/release/flagpost demo
+
+test:
+	@tools/needs build postgres openssl
+	cargo fmt --check
+	cargo clippy --all-targets --locked -- -D warnings
+	cargo test --locked
+
+bench:
+	@tools/needs build postgres
+	cargo bench --locked --bench pipeline
