@@ -102,8 +102,11 @@ impl Webhook {
     }
 }
 
-/// The parts of a state that a person looks for, with a way to show each.
-const PARTS: &[(&str, fn(&Json) -> String)] = &[
+/// A part of a state, and how it is shown.
+type Part = (&'static str, fn(&Json) -> String);
+
+/// The parts of a state that a person looks for.
+const PARTS: &[Part] = &[
     ("enabled", Json::to_string),
     ("feature_state_value", Json::to_string),
     ("multivariate_feature_state_values", percentages),
