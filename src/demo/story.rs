@@ -1,6 +1,6 @@
 //! First part: one change after the other, each shown with the webhooks that it led to.
 
-use super::flagsmith::{Change, Target, Value, Written};
+use super::flagsmith::{Change, PRODUCTION, Target, Value, Written};
 use super::receiver::Received;
 use super::show::Screen;
 use super::stage::{ORGANISATION, Stage};
@@ -91,11 +91,13 @@ async fn flag_webhooks(
 
 /// From the body that says most: `current` has variants and the segment's name.
 fn explain(step: &Step, webhooks: &[Webhook], screen: &mut Screen) -> Result<()> {
-    let richest = webhooks.iter().find(|webhook| webhook.endpoint == ORGANISATION);
+    // Where both environments have events, Production's are told.
+    let of_production = webhooks.iter().filter(|webhook| webhook.environment() == Some(PRODUCTION));
+    let richest = of_production.clone().find(|webhook| webhook.endpoint == ORGANISATION);
     for line in richest.map(Webhook::story).unwrap_or_default() {
         screen.told(&line)?;
     }
-    let documented = webhooks.iter().find(|webhook| webhook.endpoint != ORGANISATION);
+    let documented = of_production.clone().find(|webhook| webhook.endpoint != ORGANISATION);
     let by = documented.map(Webhook::changed_by).unwrap_or_default();
     let by = if by.is_empty() { "changed_by is empty".to_owned() } else { format!("changed by {by}") };
     let note = if step.note.is_empty() { by } else { format!("{by}; {}", step.note) };
@@ -130,7 +132,7 @@ fn steps() -> Vec<Step> {
             title: "a new flag: dark_mode, in both environments",
             change: Change::Create { flag: "dark_mode", value: Value::text("light") },
             expected: Some(("FLAG_UPDATED", "created;scope=default")),
-            note: "one event for each environment",
+            note: "one event for each environment; above, Production's",
         },
         Step {
             title: "dark_mode is turned on in Production",
@@ -214,7 +216,7 @@ fn steps() -> Vec<Step> {
             title: "dark_mode is deleted",
             change: Change::Delete { flag: "dark_mode" },
             expected: Some(("FLAG_DELETED", "removed;scope=default")),
-            note: "user and time of the deletion",
+            note: "user and time of the deletion; above, Production's",
         },
     ]
 }
