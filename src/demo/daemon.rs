@@ -99,7 +99,7 @@ impl Binary {
         let Some(out) = child.stdout.take() else {
             return Err(self.failed("run", "its output cannot be read"));
         };
-        let mut daemon = Daemon { child, out: BufReader::new(out).lines() };
+        let mut daemon = Daemon { child, out: BufReader::new(out).lines(), log: self.log() };
         match tokio::time::timeout(START_DEADLINE, daemon.ready()).await {
             Ok(true) => Ok(daemon),
             Ok(false) => Err(self.failed("run", "it ended before it was ready")),
@@ -108,13 +108,15 @@ impl Binary {
     }
 
     fn failed(&self, what: &str, why: &str) -> Error {
-        let log = std::fs::read_to_string(self.log()).unwrap_or_default();
-        let lines: Vec<&str> = log.lines().collect();
-        let tail = lines.get(lines.len().saturating_sub(10)..).unwrap_or_default().join("\n");
-        Error::internal(format!(
-            "flagpost {what} failed ({why}); mend what the end of its log tells:\n{tail}"
-        ))
+        failed(what, why, &self.log())
     }
+}
+
+fn failed(what: &str, why: &str, log: &Path) -> Error {
+    let log = std::fs::read_to_string(log).unwrap_or_default();
+    let lines: Vec<&str> = log.lines().collect();
+    let tail = lines.get(lines.len().saturating_sub(10)..).unwrap_or_default().join("\n");
+    Error::internal(format!("flagpost {what} failed ({why}); mend what the end of its log tells:\n{tail}"))
 }
 
 fn is_foreign(name: &OsStr) -> bool {
@@ -135,6 +137,7 @@ pub(super) struct Daemon {
     child: Child,
     // Kept open: what the daemon prints must have somewhere to go.
     out: Lines<BufReader<ChildStdout>>,
+    log: PathBuf,
 }
 
 impl Daemon {
@@ -166,17 +169,13 @@ impl Daemon {
             // It may have ended by itself; the exit code tells.
             kill_process(pid, Signal::TERM).ok();
         }
-        match tokio::time::timeout(STOP_WITHIN, self.child.wait()).await {
-            Ok(Ok(status)) if status.success() => Ok(()),
-            Ok(Ok(status)) => {
-                Err(Error::internal(format!("the daemon ended with {status}: please report it")))
-            }
-            Ok(Err(e)) => Err(Error::internal(format!("the daemon cannot be waited for: {e}; try again"))),
-            Err(_) => Err(Error::internal(format!(
-                "the daemon did not stop within {} s of SIGTERM: please report it",
-                STOP_WITHIN.as_secs()
-            ))),
-        }
+        let why = match tokio::time::timeout(STOP_WITHIN, self.child.wait()).await {
+            Ok(Ok(status)) if status.success() => return Ok(()),
+            Ok(Ok(status)) => format!("told to stop, it ended with {status}"),
+            Ok(Err(e)) => format!("it cannot be waited for: {e}"),
+            Err(_) => format!("it did not stop within {} s of SIGTERM", STOP_WITHIN.as_secs()),
+        };
+        Err(failed("run", &why, &self.log))
     }
 }
 
