@@ -8,6 +8,7 @@ mod cli;
 mod cluster;
 mod crash;
 mod delivery;
+mod demo;
 mod golden;
 mod golden_daemon;
 mod idle;
