@@ -217,7 +217,8 @@ async fn decode() {
             .await
             .unwrap();
         client.batch_execute("CALL churn()").await.unwrap();
-        let end: String = client.query_one("SELECT pg_current_wal_lsn()::text", &[]).await.unwrap().get(0);
+        let end: String =
+            client.query_one("SELECT pg_current_wal_flush_lsn()::text", &[]).await.unwrap().get(0);
         // Something to end on.
         client
             .batch_execute("UPDATE features_featurestate SET enabled = NOT enabled WHERE id = 1001")
@@ -328,7 +329,8 @@ async fn memory() {
         .unwrap();
     let peak_of = async |what: &str, sql: &str| {
         client.batch_execute(sql).await.unwrap();
-        let end: String = client.query_one("SELECT pg_current_wal_lsn()::text", &[]).await.unwrap().get(0);
+        let end: String =
+            client.query_one("SELECT pg_current_wal_flush_lsn()::text", &[]).await.unwrap().get(0);
         let end: Lsn = end.parse().unwrap();
         let start = Instant::now();
         loop {

@@ -4,6 +4,7 @@
 //! Invariants: everything of one source transaction is written before its [`Write::Checkpoint`], so the ledger takes it as
 //! one; a group is closed by silence only when the server itself has said, by a keepalive, that nothing came until then.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,12 +12,14 @@ use tokio::runtime::Handle;
 use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
 use tokio_postgres::Client;
+use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use crate::change::{Key, Lsn, Micros, Row, Transaction};
-use crate::error::{Error, Policy, Result};
+use crate::error::{Policy, Result};
 use crate::event::{Effect, Engine, Format};
 use crate::ledger::{EventRecord, Write};
+use crate::mirror::Mirror;
 use crate::schema::Table;
 use crate::source::{Catalog, ConnInfo, Delivery, Item, connect, fetch};
 
@@ -26,7 +29,9 @@ const IDLE_CHECKPOINT: Duration = Duration::from_secs(1);
 const PROBE_INTERVAL: Duration = Duration::from_millis(20);
 /// The same while the stream is down or far behind.
 const SLOW_PROBE_INTERVAL: Duration = Duration::from_millis(500);
-/// Between two tries to fetch a row.
+/// Rows that are fetched with one statement.
+const FETCH_AT_ONCE: usize = 1_000;
+/// Between two tries to fetch rows.
 const FETCH_WAIT: Duration = Duration::from_secs(2);
 
 /// See the module's documentation.
@@ -90,7 +95,11 @@ impl Capture {
                 }
             });
             match next {
-                Some(Some(delivery)) => self.take(delivery, runtime)?,
+                Some(Some(delivery)) => {
+                    if !self.take(delivery, runtime)? {
+                        return Ok(());
+                    }
+                }
                 Some(None) => {
                     self.write_idle_position();
                     return Ok(());
@@ -104,34 +113,35 @@ impl Capture {
         }
     }
 
-    fn take(&mut self, delivery: Delivery, runtime: &Handle) -> Result<()> {
+    fn take(&mut self, delivery: Delivery, runtime: &Handle) -> Result<bool> {
         self.clock = Some((delivery.server_time, delivery.received));
         match delivery.item {
             Item::Transaction(transaction, permit) => {
-                self.transaction(transaction, runtime)?;
+                let goes_on = self.transaction(transaction, runtime)?;
                 drop(permit);
+                Ok(goes_on)
             }
             Item::Alive { position, caught_up } => {
                 self.caught_up = caught_up;
                 self.alive(position, delivery.server_time);
+                Ok(true)
             }
         }
-        Ok(())
     }
 
-    fn transaction(&mut self, transaction: Transaction, runtime: &Handle) -> Result<()> {
+    /// False when we were told to stop before the transaction could be taken: it comes again at the next start.
+    fn transaction(&mut self, transaction: Transaction, runtime: &Handle) -> Result<bool> {
         let end = transaction.end_lsn;
         let Capture { engine, writer, rows, .. } = self;
-        for (table, key) in engine.mirror().lacks(&transaction) {
-            if let Some(row) = rows.fetch(table, &key, runtime)? {
-                engine.supply(table, row, &mut |effect| writer.write(effect));
-            }
+        let Some(missing) = rows.missing(engine.mirror(), &transaction, runtime)? else { return Ok(false) };
+        for (table, row) in missing {
+            engine.supply(table, row, &mut |effect| writer.write(effect));
         }
         engine.transaction(transaction, &mut |effect| writer.write(effect));
         writer.checkpoint(end);
         self.idle_position = None;
         self.last_checkpoint_at = Instant::now();
-        Ok(())
+        Ok(true)
     }
 
     fn alive(&mut self, position: Lsn, server_time: Micros) {
@@ -220,38 +230,63 @@ pub struct Rows {
     info: ConnInfo,
     catalog: Catalog,
     client: Option<Client>,
+    stop: CancellationToken,
 }
 
 impl Rows {
-    /// Rows of this database.
-    pub fn new(info: ConnInfo, catalog: Catalog) -> Rows {
-        Rows { info, catalog, client: None }
+    /// Rows of this database, until `stop`.
+    pub fn new(info: ConnInfo, catalog: Catalog, stop: CancellationToken) -> Rows {
+        Rows { info, catalog, client: None, stop }
     }
 
-    /// The row as it is now; `None` when it is gone. Tries until the database answers: a transaction cannot be understood
-    /// without it, and nothing after it is confirmed meanwhile.
-    fn fetch(&mut self, table: Table, key: &Key, runtime: &Handle) -> Result<Option<Row>> {
+    /// What a transaction refers to and the mirror lacks, as it is now, without what is gone. `None` when we are told to stop.
+    fn missing(
+        &mut self,
+        mirror: &Mirror,
+        transaction: &Transaction,
+        runtime: &Handle,
+    ) -> Result<Option<Vec<(Table, Row)>>> {
+        let mut lacking: BTreeMap<Table, Vec<Key>> = BTreeMap::new();
+        for (table, key) in mirror.lacks(transaction) {
+            lacking.entry(table).or_default().push(key);
+        }
+        let mut found = Vec::new();
+        for (table, keys) in &lacking {
+            for keys in keys.chunks(FETCH_AT_ONCE) {
+                let Some(rows) = self.fetch(*table, keys, runtime)? else { return Ok(None) };
+                found.extend(rows.into_iter().map(|row| (*table, row)));
+            }
+        }
+        Ok(Some(found))
+    }
+
+    /// Tries until the database answers or we are told to stop: a transaction cannot be understood without these rows, and
+    /// nothing after it is confirmed meanwhile.
+    fn fetch(&mut self, table: Table, keys: &[Key], runtime: &Handle) -> Result<Option<Vec<Row>>> {
+        let stop = self.stop.clone();
         loop {
-            let error = match runtime.block_on(self.try_fetch(table, key)) {
-                Ok(row) => return Ok(row),
-                Err(error) => error,
+            let fetched = runtime.block_on(stop.run_until_cancelled(self.try_fetch(table, keys)));
+            let error = match fetched {
+                None => return Ok(None),
+                Some(Ok(rows)) => return Ok(Some(rows)),
+                Some(Err(error)) => error,
             };
             self.client = None;
             if error.kind().policy() == Policy::Stop {
-                return Err(Error::new(error.kind(), error.to_string()));
+                return Err(error);
             }
-            warn!(%error, table = table.name(), "a row that a change refers to cannot be fetched: trying again");
-            std::thread::sleep(FETCH_WAIT);
+            warn!(%error, table = table.name(), "rows that a change refers to cannot be fetched: trying again");
+            runtime.block_on(stop.run_until_cancelled(tokio::time::sleep(FETCH_WAIT)));
         }
     }
 
-    async fn try_fetch(&mut self, table: Table, key: &Key) -> Result<Option<Row>> {
+    async fn try_fetch(&mut self, table: Table, keys: &[Key]) -> Result<Vec<Row>> {
         let client = match self.client.take().filter(|client| !client.is_closed()) {
             Some(client) => client,
             None => connect(&self.info).await?,
         };
-        let row = fetch(&client, &self.info, &self.catalog, table, key).await;
+        let rows = fetch(&client, &self.info, &self.catalog, table, keys).await;
         self.client = Some(client);
-        row
+        rows
     }
 }

@@ -25,6 +25,7 @@ use crate::mirror::Mirror;
 use crate::schema::Table;
 use crate::source::{
     BUDGET, Catalog, Channels, Follow, Publication, QUEUE, Replication, Stream, connect, follow, open,
+    server_facts,
 };
 
 /// The name of the slot that lives only while a mirror is filled for a slot that was made before.
@@ -73,19 +74,21 @@ async fn prepare(config: &Config) -> Result<Prepared> {
     let client = connect(&config.database).await?;
     let catalog = Catalog::read(&client, &config.database, &config.names.schema).await?;
     catalog.require(&config.database)?;
+    server_facts(&client, &config.database).await?.require_logical()?;
     require_publication(config, &client, &catalog).await?;
     drop(client);
+    // Before the slot: it tells at once whether another daemon runs here.
+    let ledger = Ledger::open(&config.state_dir)?;
     let mut replication = Replication::connect(&config.database).await?;
     let identity = Identity {
         system_id: replication.server().system_id.clone(),
         database: config.database.database.clone(),
         slot: config.names.slot.clone(),
     };
-    let slot = replication.slot(&config.names.slot).await?;
+    let slot = replication.slot_unread(&config.names.slot).await?;
     if let Some(slot) = &slot {
         slot.require(&config.names.slot, &config.database.database)?;
     }
-    let ledger = Ledger::open(&config.state_dir)?;
     if ledger.checkpoint()?.is_some() {
         require_identity(config, ledger.identity()?, &identity)?;
         return Ok(Prepared { ledger, identity, catalog });
@@ -201,7 +204,7 @@ async fn start(config: &Config, prepared: Prepared, stop: CancellationToken) -> 
         items,
         writer.writes,
         Arc::clone(&channels.probe),
-        Rows::new(config.database.clone(), catalog),
+        Rows::new(config.database.clone(), catalog, stop.clone()),
         config.formats.default,
     );
     let capture = start_capture(capture)?;
@@ -260,7 +263,9 @@ impl Running {
             error = self.failure() => Some(error),
         };
         match failure {
-            None => self.stop().await,
+            None => tokio::time::timeout(STOP_WITHIN, self.stop()).await.unwrap_or_else(|_| {
+                Err(Error::internal("stopping took too long and was cut short: what was not finished is done at the next start"))
+            }),
             Some(error) => {
                 self.stop.cancel();
                 Err(error)

@@ -1,5 +1,14 @@
 //! The command line: what was typed, and which function does it. Every command is a file.
 
+/// Prints a line to standard output. A reader that has gone away (`flagpost status | head`) is no reason to panic, as
+/// `println!` would.
+macro_rules! say {
+    ($($part:tt)*) => {{
+        use std::io::Write as _;
+        writeln!(std::io::stdout(), $($part)*).ok();
+    }};
+}
+
 mod check;
 mod demo;
 mod endpoint_url;
@@ -10,6 +19,7 @@ mod status;
 mod uninstall;
 
 use std::collections::BTreeMap;
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -61,7 +71,7 @@ pub fn main() -> ExitCode {
     match execute(cli) {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
-            eprintln!("flagpost: {error}");
+            writeln!(std::io::stderr(), "flagpost: {error}").ok();
             ExitCode::from(error.kind().exit_code())
         }
     }

@@ -8,8 +8,8 @@ use crate::config::Config;
 use crate::error::{Error, Kind, Result};
 use crate::ledger::Ledger;
 use crate::source::{
-    Catalog, Publication, Replication, Step, connect, grant_steps, publication_steps, slot_step, sql_error,
-    unusable_identities,
+    Catalog, Publication, Replication, Step, connect, grant_steps, publication_steps, server_facts,
+    slot_step, sql_error, unusable_identities,
 };
 
 /// What was typed.
@@ -49,24 +49,23 @@ pub(super) async fn setup(config: &Config, options: &Options) -> Result<u8> {
             steps.push(grant_steps(&catalog, &config.database, role));
         }
         if steps.is_empty() {
-            println!("-- publication and slot are as they must be: nothing to do");
+            say!("-- publication and slot are as they must be: nothing to do");
         }
         steps.iter().for_each(show);
         return Ok(0);
     }
     // Before anything is changed: can we stream at all?
+    server_facts(&client, &config.database).await?.require_logical()?;
     let replication = Replication::connect(&config.database).await?;
     for step in &steps {
         run_step(config, &client, step).await?;
     }
     if steps.is_empty() {
-        println!("publication {:?} is as it must be", config.names.publication);
+        say!("publication {:?} is as it must be", config.names.publication);
     }
     drop(client);
     prepare_slot(config, options, &catalog, replication).await?;
-    println!(
-        "done: start it with \"flagpost run\", and set DISABLE_WEBHOOKS=true in Flagsmith's environment"
-    );
+    say!("done: start it with \"flagpost run\", and set DISABLE_WEBHOOKS=true in Flagsmith's environment");
     Ok(0)
 }
 
@@ -87,8 +86,8 @@ async fn require_identities(config: &Config, client: &Client, catalog: &Catalog)
 }
 
 fn show(step: &Step) {
-    println!("-- {}\n{}", step.what, step.sql.trim_end());
-    println!();
+    say!("-- {}\n{}", step.what, step.sql.trim_end());
+    say!();
 }
 
 async fn run_step(config: &Config, client: &Client, step: &Step) -> Result<()> {
@@ -117,7 +116,7 @@ async fn prepare_slot(
         let is_usable = slot.require(name, &config.database.database);
         if !options.resnapshot {
             is_usable?;
-            println!("replication slot {name:?} is there");
+            say!("replication slot {name:?} is there");
             return Ok(());
         }
         if slot.plugin != crate::source::PLUGIN || slot.database != config.database.database {
@@ -140,10 +139,10 @@ async fn prepare_slot(
         ));
     }
     if existing.is_some() {
-        println!("DROP_REPLICATION_SLOT \"{name}\";  -- over the replication connection");
+        say!("DROP_REPLICATION_SLOT \"{name}\";  -- over the replication connection");
         replication.drop_slot(name).await?;
     }
-    println!(
+    say!(
         "CREATE_REPLICATION_SLOT \"{name}\" LOGICAL pgoutput EXPORT_SNAPSHOT;  -- over the replication connection"
     );
     let exported = replication.create_slot(name, false).await?;
@@ -155,6 +154,6 @@ async fn prepare_slot(
         }
         return Err(error);
     }
-    println!("the mirror is in {}, at {}", config.state_dir.display(), exported.position);
+    say!("the mirror is in {}, at {}", config.state_dir.display(), exported.position);
     Ok(())
 }

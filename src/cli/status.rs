@@ -75,7 +75,7 @@ pub(super) async fn status(config: &Config, json: bool) -> Result<u8> {
     if json {
         let text = serde_json::to_string_pretty(&status)
             .map_err(|e| Error::internal(format!("the status cannot be written as JSON: {e}")))?;
-        println!("{text}");
+        say!("{text}");
     } else {
         print_text(config, &status);
     }
@@ -183,7 +183,7 @@ fn endpoint_part(key: String, endpoint: Option<&Endpoint>, counts: Counts, now: 
 }
 
 fn print_text(config: &Config, status: &Status) {
-    let line = |name: &str, text: String| println!("{name:<10} {text}");
+    let line = |name: &str, text: String| say!("{name:<10} {text}");
     let database = &status.database;
     let version = database.server_version.as_ref().map(|v| format!(" (PostgreSQL {v})")).unwrap_or_default();
     line("database", format!("{}{version}", database.place));
@@ -199,7 +199,7 @@ fn print_text(config: &Config, status: &Status) {
 }
 
 fn print_slot(slot: &SlotPart) {
-    let line = |name: &str, text: String| println!("{name:<10} {text}");
+    let line = |name: &str, text: String| say!("{name:<10} {text}");
     let reader = slot
         .active_pid
         .map_or_else(|| "nobody reads it".to_owned(), |pid| format!("read by the server's process {pid}"));
@@ -215,7 +215,7 @@ fn print_slot(slot: &SlotPart) {
 }
 
 fn print_ledger(ledger: &LedgerPart) {
-    let line = |name: &str, text: String| println!("{name:<10} {text}");
+    let line = |name: &str, text: String| say!("{name:<10} {text}");
     if !ledger.exists {
         return line("ledger", format!("none in {} yet: \"flagpost setup\" makes it", ledger.directory));
     }
@@ -239,12 +239,12 @@ fn print_endpoints(endpoints: &[EndpointPart]) {
         let cells = rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count());
         cells.chain(HEAD.get(column).map(|head| head.len())).max().unwrap_or(0)
     });
-    println!();
+    say!();
     print_row(HEAD, widths);
     for (row, endpoint) in rows.iter().zip(endpoints) {
         print_row(row.each_ref().map(String::as_str), widths);
         if let Some(error) = &endpoint.last_error {
-            println!("    {error}");
+            say!("    {error}");
         }
     }
 }
@@ -266,5 +266,5 @@ fn cells(part: &EndpointPart) -> [String; 8] {
 fn print_row(cells: [&str; 8], widths: [usize; 8]) {
     let padded: Vec<String> =
         cells.iter().zip(widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
-    println!("{}", padded.join("  ").trim_end());
+    say!("{}", padded.join("  ").trim_end());
 }

@@ -30,7 +30,7 @@ pub(super) struct Options {
 
 pub(super) async fn uninstall(config: &Config, options: &Options) -> Result<u8> {
     if options.print {
-        print!("{}", uninstall_step(&config.names).sql);
+        say!("{}", uninstall_step(&config.names).sql.trim_end());
         return Ok(0);
     }
     // Before anything is dropped: is a daemon running on this ledger?
@@ -50,7 +50,7 @@ async fn drop_slot(config: &Config, client: &Client) -> Result<()> {
     let patience = tokio::time::Instant::now() + PATIENCE;
     loop {
         let Some(slot) = slot_facts(client, &config.database, name).await? else {
-            println!("there is no replication slot {name:?}: nothing to drop");
+            say!("there is no replication slot {name:?}: nothing to drop");
             return Ok(());
         };
         if !slot.is_ours(&config.database) {
@@ -90,14 +90,14 @@ async fn drop_slot(config: &Config, client: &Client) -> Result<()> {
 async fn drop_publication(config: &Config, client: &Client) -> Result<()> {
     let name = &config.names.publication;
     if !has_publication(client, &config.database, name).await? {
-        println!("there is no publication {name:?}: nothing to drop");
+        say!("there is no publication {name:?}: nothing to drop");
         return Ok(());
     }
     run(config, client, "dropping the publication", &format!("DROP PUBLICATION {};", quoted(name))).await
 }
 
 async fn run(config: &Config, client: &Client, doing: &str, statement: &str) -> Result<()> {
-    println!("{statement}");
+    say!("{statement}");
     client.batch_execute(statement).await.map_err(|e| {
         if e.code().is_some_and(|code| code.code() == "42501") {
             let message = e.as_db_error().map(|db| db.message().replace('\n', " ")).unwrap_or_default();
@@ -116,10 +116,10 @@ async fn run(config: &Config, client: &Client, doing: &str, statement: &str) -> 
 fn remove_ledger(purge: Purge) -> Result<()> {
     let removed = purge.run()?;
     for path in &removed {
-        println!("removed {}", path.display());
+        say!("removed {}", path.display());
     }
     if removed.is_empty() {
-        println!("there is no ledger: nothing to remove");
+        say!("there is no ledger: nothing to remove");
     }
     Ok(())
 }
@@ -127,10 +127,10 @@ fn remove_ledger(purge: Purge) -> Result<()> {
 fn tell_of_ledger(config: &Config) {
     let place = config.state_dir.display();
     if Ledger::exists(&config.state_dir) {
-        println!(
+        say!(
             "the ledger stays in {place} (events, queues, dead letters): remove it with \"flagpost uninstall --purge\""
         );
     } else {
-        println!("there is no ledger in {place}");
+        say!("there is no ledger in {place}");
     }
 }

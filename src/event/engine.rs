@@ -160,6 +160,7 @@ impl Engine {
             self.audit(audit, commit, out);
         }
         self.settle_touched(&work.touched, out);
+        self.mirror.trim(&mut |persist| out(Effect::Mirror(persist)));
     }
 
     fn change(&mut self, change: RowChange, work: &mut Work, out: Out<'_>) {

@@ -280,11 +280,13 @@ impl Mirror {
         }
         self.put(table, key.clone(), row.clone());
         out(Persist::Put { table, key, row });
-        match table {
-            Table::Identity => self.forget_loose_identities(out),
-            Table::EnvironmentHistory => self.forget_environment_history(out),
-            _ => {}
-        }
+    }
+
+    /// Forgets what is kept only for a moment. To be called after each transaction, never within one: what a row refers to
+    /// may have come with it.
+    pub fn trim(&mut self, out: &mut dyn FnMut(Persist)) {
+        self.forget_loose_identities(out);
+        self.forget_environment_history(out);
     }
 
     fn discard(&mut self, table: Table, key: &Key, out: &mut dyn FnMut(Persist)) {

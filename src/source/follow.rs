@@ -17,8 +17,6 @@ use crate::error::{Error, Kind, Policy, Result};
 /// Between two tries to connect: doubled from the first to the last.
 const FIRST_WAIT: Duration = Duration::from_millis(200);
 const LAST_WAIT: Duration = Duration::from_secs(15);
-/// How long a slot that is in use at start is waited for: the server needs a moment to notice that our predecessor died.
-const SLOT_PATIENCE: Duration = Duration::from_secs(5);
 
 /// What to follow.
 #[derive(Debug, Clone)]
@@ -33,18 +31,9 @@ pub struct Follow {
     pub from: Lsn,
 }
 
-/// Opens the stream; the first time errors are final, but for a slot that is still in use.
+/// Opens the stream; the first time every error is final.
 pub async fn open(follow: &Follow, channels: &Channels) -> Result<Stream> {
-    let patience = tokio::time::Instant::now() + SLOT_PATIENCE;
-    loop {
-        match try_open(follow, follow.from, channels).await {
-            Err(error) if error.kind() == Kind::SlotInUse && tokio::time::Instant::now() < patience => {
-                info!(slot = follow.names.slot, "the replication slot is still in use: waiting for it");
-                tokio::time::sleep(FIRST_WAIT).await;
-            }
-            result => return result,
-        }
-    }
+    try_open(follow, follow.from, channels).await
 }
 
 /// Streams until `stop`, connecting again whenever the connection breaks. Returns the stream, if one is open, so that the
@@ -123,7 +112,7 @@ async fn try_open(follow: &Follow, from: Lsn, channels: &Channels) -> Result<Str
             ),
         ));
     }
-    let Some(slot) = replication.slot(name).await? else {
+    let Some(slot) = replication.slot_unread(name).await? else {
         return Err(Error::new(
             Kind::SlotLost,
             format!(

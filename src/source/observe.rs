@@ -9,7 +9,7 @@ use super::catalog::{Catalog, quoted, table_name};
 use super::conn_info::ConnInfo;
 use super::sql::sql_error;
 use crate::change::Lsn;
-use crate::error::Result;
+use crate::error::{Error, Kind, Result};
 use crate::schema::Table;
 
 /// How many of something that the server limits are in use.
@@ -49,6 +49,22 @@ pub struct ServerFacts {
     pub is_standby: bool,
     /// Whether the role is a superuser, has REPLICATION, or is a member of `rds_replication`.
     pub may_replicate: bool,
+}
+
+impl ServerFacts {
+    /// `Err` when the server does not write what logical decoding needs.
+    pub fn require_logical(&self) -> Result<()> {
+        if self.wal_level == "logical" {
+            return Ok(());
+        }
+        Err(Error::new(
+            Kind::DatabaseRefuses,
+            format!(
+                "the server's wal_level is {:?}: run ALTER SYSTEM SET wal_level = logical and restart the server",
+                self.wal_level
+            ),
+        ))
+    }
 }
 
 /// Reads [`ServerFacts`].

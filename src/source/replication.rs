@@ -4,6 +4,9 @@
 
 use std::time::Duration;
 
+use tokio::time::Instant;
+use tracing::info;
+
 use super::conn_info::ConnInfo;
 use super::wire::{TextRow, Wire};
 use crate::change::Lsn;
@@ -22,6 +25,10 @@ pub struct Names {
 
 /// The only output plugin that every PostgreSQL has.
 pub const PLUGIN: &str = "pgoutput";
+
+/// How long a slot that is in use at start is waited for.
+const SLOT_PATIENCE: Duration = Duration::from_secs(5);
+const SLOT_POLL: Duration = Duration::from_millis(250);
 
 /// What `IDENTIFY_SYSTEM` tells, and a transaction id of this moment.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -146,6 +153,27 @@ impl Replication {
             restart: lsn(restart),
             wal_status: text(wal_status),
         }))
+    }
+
+    /// The slot of this name, once nobody reads it: a server needs a moment to notice that a reader died. Somebody who goes
+    /// on reading it is an error.
+    pub async fn slot_unread(&mut self, name: &str) -> Result<Option<SlotState>> {
+        let patience = Instant::now() + SLOT_PATIENCE;
+        loop {
+            let slot = self.slot(name).await?;
+            let Some(pid) = slot.as_ref().and_then(|slot| slot.active_pid) else { return Ok(slot) };
+            if Instant::now() >= patience {
+                return Err(Error::new(
+                    Kind::SlotInUse,
+                    format!(
+                        "replication slot {name:?} is being read by another process (PID {pid} on the server): stop the other \
+                         reader, or give this flagpost a slot of its own (source.slot)"
+                    ),
+                ));
+            }
+            info!(slot = name, pid, "the replication slot is still in use: waiting for it");
+            tokio::time::sleep(SLOT_POLL).await;
+        }
     }
 
     /// Makes a slot and exports the snapshot that fits it. Waits for transactions that are open now. A temporary slot goes

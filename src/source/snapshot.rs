@@ -71,20 +71,23 @@ pub async fn copy_tables(
     Ok(rows)
 }
 
-/// Fetches one row as it is now: what the mirror does not keep and a change needs.
+/// Fetches the rows with these keys as they are now, those that are still there: what the mirror does not keep and a change
+/// needs.
 pub async fn fetch(
     client: &Client,
     info: &ConnInfo,
     catalog: &Catalog,
     table: Table,
-    key: &Key,
-) -> Result<Option<Row>> {
+    keys: &[Key],
+) -> Result<Vec<Row>> {
     let key_column = table.columns().first().map(|c| c.name).unwrap_or_default();
+    let literals: Vec<String> =
+        keys.iter().map(|key| format!("'{}'", key.to_string().replace('\'', "''"))).collect();
     let statement = format!(
-        "COPY (SELECT {} FROM {} WHERE \"{key_column}\" = '{}') TO STDOUT",
+        "COPY (SELECT {} FROM {} WHERE \"{key_column}\" IN ({})) TO STDOUT",
         column_list(catalog, table),
         table_name(&catalog.schema, table),
-        key.to_string().replace('\'', "''")
+        literals.join(", ")
     );
     let failed = |e: tokio_postgres::Error| sql_error(info, &format!("reading table {}", table.name()), &e);
     let stream = client.copy_out(statement.as_str()).await.map_err(failed)?;
@@ -93,8 +96,8 @@ pub async fn fetch(
     while let Some(chunk) = stream.try_next().await.map_err(failed)? {
         buffer.extend_from_slice(&chunk);
     }
-    let line = <[u8]>::split(&buffer, |b| *b == b'\n').next().filter(|line| !line.is_empty());
-    line.map(|line| parse_line(table, line)).transpose()
+    let lines = <[u8]>::split(&buffer, |b| *b == b'\n').filter(|line| !line.is_empty());
+    lines.map(|line| parse_line(table, line)).collect()
 }
 
 async fn expected_rows(client: &Client, info: &ConnInfo, catalog: &Catalog) -> Result<u64> {

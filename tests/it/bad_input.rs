@@ -78,7 +78,7 @@ async fn a_server_that_does_not_log_enough_is_told_with_the_setting() {
     let installation = quiet(&cluster.url("postgres", "flagsmith"));
     let setup = installation.run(&["setup"]).await;
     assert_refused(&setup, 3, "ALTER SYSTEM SET wal_level = logical");
-    // A failed setup leaves a publication, which harms nobody; the daemon cannot make its slot either.
+    // It is told before anything is made.
     refused(&installation, 3, "ALTER SYSTEM SET wal_level = logical").await;
     let check = installation.run(&["check"]).await;
     assert!(check.code == 3 && check.stdout.contains("ALTER SYSTEM SET wal_level = logical;"), "{check:?}");

@@ -128,7 +128,7 @@ impl Report {
         });
         let text = serde_json::to_string_pretty(&json)
             .map_err(|e| Error::internal(format!("the report cannot be written as JSON: {e}")))?;
-        println!("{text}");
+        say!("{text}");
         Ok(())
     }
 
@@ -136,21 +136,21 @@ impl Report {
         let width = self.items.iter().map(|item| item.code.len()).max().unwrap_or(0);
         for item in &self.items {
             let (status, group) = (item.status.shown(), item.group.shown());
-            println!("{status:<5} {group:<12} {:<width$}  {}", item.code, item.message);
+            say!("{status:<5} {group:<12} {:<width$}  {}", item.code, item.message);
             for line in item.mend.iter().flat_map(|mend| mend.lines()) {
-                println!("      {line}");
+                say!("      {line}");
             }
         }
-        println!();
+        say!();
         let warnings = match self.count(Status::Warn) {
             0 => String::new(),
             1 => ", 1 warning".into(),
             n => format!(", {n} warnings"),
         };
         match self.count(Status::Fail) {
-            0 => println!("nothing stands in the way{warnings}"),
-            1 => println!("1 thing stands in the way{warnings}"),
-            n => println!("{n} things stand in the way{warnings}"),
+            0 => say!("nothing stands in the way{warnings}"),
+            1 => say!("1 thing stands in the way{warnings}"),
+            n => say!("{n} things stand in the way{warnings}"),
         }
     }
 }
