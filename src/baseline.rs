@@ -11,8 +11,8 @@ use tracing::info;
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::ledger::{Identity, Ledger, Write};
-use crate::mirror::{Persist, key_of};
-use crate::source::{Catalog, Exported, Progress, Replication, adopt, connect, copy_tables};
+use crate::mirror::{Persist, kept_key};
+use crate::source::{Catalog, Exported, Progress, Replication, adopt, connect, copy_tables, server_clock};
 
 /// Between two log lines while the mirror fills.
 const LOG_EVERY: Duration = Duration::from_secs(5);
@@ -32,6 +32,7 @@ pub async fn fill(
     };
     let client = connect(&config.database).await?;
     adopt(&client, &config.database, &exported.snapshot).await?;
+    let clock = server_clock(&client, &config.database).await?;
     // The snapshot is ours now: the session that exported it may end.
     drop(replication);
     ledger.begin_snapshot(&identity)?;
@@ -43,7 +44,7 @@ pub async fn fill(
         &config.database,
         catalog,
         async |table, row| {
-            let put = Write::Mirror(Persist::Put { table, key: key_of(&row), row });
+            let put = Write::Mirror(Persist::Put { table, key: kept_key(table, &row), row });
             writes.send(put).await.map_err(|_| writer_gone())
         },
         |progress| display.show(progress),
@@ -51,7 +52,7 @@ pub async fn fill(
     .await;
     display.finish(rows.as_ref().ok().copied());
     if rows.is_ok() {
-        writes.send(Write::Checkpoint(exported.position)).await.map_err(|_| writer_gone())?;
+        writes.send(Write::Checkpoint(exported.position, clock)).await.map_err(|_| writer_gone())?;
     }
     drop((writes, writer.writes));
     let ended = writer.ended.await.map_err(|_| writer_gone())?;

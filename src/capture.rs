@@ -86,6 +86,7 @@ impl Capture {
 
     /// Runs until the stream's side of the channel is closed; blocks its thread.
     pub fn run(mut self, runtime: &Handle) -> Result<()> {
+        self.forget_superseded();
         loop {
             let wake_at = self.next_wake();
             let next = runtime.block_on(async {
@@ -110,6 +111,20 @@ impl Capture {
                 // The writer tells why itself.
                 return Ok(());
             }
+        }
+    }
+
+    /// A snapshot brings versions that others have superseded, and so may a ledger of an older flagpost.
+    fn forget_superseded(&mut self) {
+        let Capture { engine, writer, .. } = self;
+        let mut count = 0_u64;
+        engine.forget_all_superseded(&mut |effect| {
+            count += 1;
+            writer.write(effect);
+        });
+        if count > 0 {
+            debug!(rows = count, "superseded versions were forgotten");
+            writer.checkpoint(writer.checkpoint, engine.clock());
         }
     }
 
@@ -138,7 +153,7 @@ impl Capture {
             engine.supply(table, row, &mut |effect| writer.write(effect));
         }
         engine.transaction(transaction, &mut |effect| writer.write(effect));
-        writer.checkpoint(end);
+        writer.checkpoint(end, engine.clock());
         self.idle_position = None;
         self.last_checkpoint_at = Instant::now();
         Ok(true)
@@ -151,7 +166,7 @@ impl Capture {
         if self.caught_up && self.engine.next_deadline().is_some_and(|deadline| deadline <= server_time) {
             let Capture { engine, writer, .. } = self;
             engine.silence(server_time, &mut |effect| writer.write(effect));
-            writer.checkpoint(position);
+            writer.checkpoint(position, engine.clock());
             self.idle_position = None;
             self.last_checkpoint_at = Instant::now();
         } else if self.last_checkpoint_at.elapsed() >= IDLE_CHECKPOINT {
@@ -161,7 +176,7 @@ impl Capture {
 
     fn write_idle_position(&mut self) {
         if let Some(position) = self.idle_position.take() {
-            self.writer.checkpoint(position);
+            self.writer.checkpoint(position, self.engine.clock());
             self.last_checkpoint_at = Instant::now();
         }
     }
@@ -213,9 +228,9 @@ impl Effects {
     }
 
     /// What was written before belongs together, and to this position.
-    fn checkpoint(&mut self, position: Lsn) {
+    fn checkpoint(&mut self, position: Lsn, clock: Micros) {
         self.checkpoint = self.checkpoint.max(position);
-        self.send(Write::Checkpoint(self.checkpoint));
+        self.send(Write::Checkpoint(self.checkpoint, clock));
     }
 
     fn send(&mut self, write: Write) {

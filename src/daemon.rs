@@ -228,6 +228,8 @@ fn load_engine(config: &Config, ledger: &Ledger, catalog: &Catalog, identity: &I
         config.formats.clone(),
         config.metadata_events,
     );
+    let (clock, position) = (ledger.clock()?.unwrap_or_default(), ledger.checkpoint()?.unwrap_or_default());
+    engine.resume(clock, position);
     for bytes in ledger.load_groups()? {
         if !engine.restore_group(&bytes) {
             return Err(Error::new(

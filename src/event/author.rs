@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Author;
 use crate::change::{Key, Micros, Row};
-use crate::mirror::{Mirror, StateView};
+use crate::mirror::Mirror;
 use crate::schema::{Table, feature_version, mv_history, state_history, value_history};
 
 /// One history row: who and when.
@@ -24,13 +24,24 @@ impl Mark {
         })
     }
 
-    /// Who published the version that a state belongs to.
-    pub(super) fn of_version(view: &StateView) -> Option<Mark> {
-        Mark::read(
-            view.version.as_ref()?,
+    /// Who published a version; `None` when Flagsmith made it by itself (turning versioning on, creating a feature).
+    pub(super) fn of_publication(version: &Row) -> Option<Mark> {
+        let mark = Mark::read(
+            version,
             feature_version::PUBLISHED_AT,
             feature_version::PUBLISHED_BY_ID,
             feature_version::PUBLISHED_BY_API_KEY_ID,
+        )?;
+        (mark.user.is_some() || mark.api_key.is_some()).then_some(mark)
+    }
+
+    /// Who wrote a row of a state's history.
+    pub(super) fn of_state_history(row: &Row) -> Option<Mark> {
+        Mark::read(
+            row,
+            state_history::HISTORY_DATE,
+            state_history::HISTORY_USER_ID,
+            state_history::MASTER_API_KEY_ID,
         )
     }
 
@@ -67,12 +78,7 @@ impl Attribution {
                 } else {
                     &mut self.state
                 },
-                Mark::read(
-                    row,
-                    state_history::HISTORY_DATE,
-                    state_history::HISTORY_USER_ID,
-                    state_history::MASTER_API_KEY_ID,
-                ),
+                Mark::of_state_history(row),
             ),
             Table::ValueHistory => (
                 if row.text(value_history::HISTORY_TYPE) == Some(REMOVAL) {

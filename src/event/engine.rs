@@ -6,13 +6,15 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use super::author::Mark;
+use super::author::{Attribution, Mark};
 use super::group::{Group, Touch};
+use super::schedule::{Timer, Timers};
+use super::version::version_slot;
 use super::{
     Action, AuditPayload, Author, Commit, EndpointKey, Event, EventId, FlagPayload, Formats, Kind, Payload,
     Recipient, Scope, Verb, recipients,
 };
-use crate::change::{Key, Micros, Op, Row, RowChange, Transaction};
+use crate::change::{Key, Lsn, Micros, Op, Row, RowChange, Transaction};
 use crate::mirror::{Mirror, Persist, Slot, StateView, Target};
 use crate::schema::{
     Table, audit_log, environment, feature, feature_state, mv_history, mv_value, project, state_history,
@@ -59,18 +61,22 @@ pub type Out<'a> = &'a mut dyn FnMut(Effect);
 /// See the module's documentation.
 #[derive(Debug)]
 pub struct Engine {
-    mirror: Mirror,
-    system_id: String,
+    pub(super) mirror: Mirror,
+    pub(super) system_id: String,
     settle: Settle,
     formats: Formats,
     metadata_events: bool,
-    groups: HashMap<Slot, Group>,
+    pub(super) groups: HashMap<Slot, Group>,
     deadlines: BTreeSet<(Micros, Slot)>,
     /// States of open groups that the mirror has dropped.
     gone_states: HashMap<i64, Slot>,
     /// Environments inserted a moment ago, with the time of the last state that was born with them.
     births: HashMap<i64, Micros>,
-    latest: Micros,
+    pub(super) timers: Timers,
+    /// The stream's clock: everything that was due until then has been told.
+    clock: Micros,
+    /// End of the last transaction.
+    pub(super) position: Lsn,
 }
 
 impl Engine {
@@ -93,14 +99,22 @@ impl Engine {
             deadlines: BTreeSet::new(),
             gone_states: HashMap::new(),
             births: HashMap::new(),
-            latest: Micros::default(),
+            timers: Timers::default(),
+            clock: Micros::default(),
+            position: Lsn::default(),
         }
+    }
+
+    /// Goes on where a ledger left off: everything that was due until `clock` has been told, what is due later is waited for.
+    pub fn resume(&mut self, clock: Micros, position: Lsn) {
+        self.clock = self.clock.max(clock);
+        self.position = position;
+        self.arm_all(self.clock);
     }
 
     /// Takes an open group back from the ledger. False when the bytes are no group.
     pub fn restore_group(&mut self, bytes: &[u8]) -> bool {
         let Ok((slot, group)) = postcard::from_bytes::<(Slot, Group)>(bytes) else { return false };
-        self.latest = self.latest.max(group.commit().time);
         self.gone_states.extend(group.gone_states().iter().map(|state| (*state, slot)));
         self.deadlines.insert((group.deadline(self.settle), slot));
         self.groups.insert(slot, group);
@@ -112,14 +126,14 @@ impl Engine {
         &self.mirror
     }
 
-    /// Commit time of the latest transaction: the stream's own clock.
-    pub fn latest(&self) -> Micros {
-        self.latest
+    /// The stream's own clock, to be kept with the checkpoint (see [`Engine::resume`]).
+    pub fn clock(&self) -> Micros {
+        self.clock
     }
 
-    /// When the next group closes if the stream stays silent, in stream time.
+    /// When something is due if the stream stays silent, in stream time: a group that closes, a change that goes live.
     pub fn next_deadline(&self) -> Option<Micros> {
-        self.deadlines.first().map(|(at, _)| *at)
+        self.deadlines.first().map(|(at, _)| *at).into_iter().chain(self.timers.next()).min()
     }
 
     /// Takes a row that the mirror lacked (see [`Mirror::lacks`]).
@@ -127,14 +141,16 @@ impl Engine {
         self.mirror.supply(table, row, &mut |persist| out(Effect::Mirror(persist)));
     }
 
-    /// Closes the groups that have settled by `now` (stream time), while the stream is silent.
+    /// Tells what is due by `now` (stream time), while the stream is silent: closes the groups that have settled, and lets go
+    /// live what was scheduled.
     pub fn silence(&mut self, now: Micros, out: Out<'_>) {
-        while let Some((at, slot)) = self.deadlines.first().copied() {
-            if at > now {
-                return;
+        while let Some(at) = self.next_deadline().filter(|at| *at <= now) {
+            match self.deadlines.first().copied() {
+                Some((deadline, slot)) if deadline == at => self.close(&slot, at, out),
+                _ => self.fire(out),
             }
-            self.close(&slot, out);
         }
+        self.clock = self.clock.max(now);
     }
 
     /// Applies one committed transaction.
@@ -142,7 +158,7 @@ impl Engine {
         let commit =
             Commit { end_lsn: transaction.end_lsn, xid: transaction.xid, time: transaction.commit_time };
         self.silence(commit.time, out);
-        self.latest = self.latest.max(commit.time);
+        self.position = commit.end_lsn;
         let quiet = self.settle.quiet;
         self.births.retain(|_, last| last.plus(quiet) >= commit.time);
 
@@ -160,6 +176,10 @@ impl Engine {
             self.audit(audit, commit, out);
         }
         self.settle_touched(&work.touched, out);
+        // Commit times can be a little out of order: what should have gone live already goes live now.
+        while self.timers.next().is_some_and(|at| at <= self.clock) {
+            self.fire(out);
+        }
         self.mirror.trim(&mut |persist| out(Effect::Mirror(persist)));
     }
 
@@ -172,6 +192,8 @@ impl Engine {
             Op::Update { .. } | Op::Delete { .. } | Op::Truncate => {}
         }
         let state_slot = self.slot_of_changed_state(&change);
+        let rearmed = Timer::touched_by(&change);
+        let mark = self.pending_mark(&change, work.commit.time);
         let mut endpoint = None;
         let mut dropped_state = None;
         self.mirror.apply(change, &mut |persist| {
@@ -187,6 +209,12 @@ impl Engine {
             }
             out(Effect::Mirror(persist));
         });
+        if let Some(row) = mark {
+            self.mirror.keep_mark(row, &mut |persist| out(Effect::Mirror(persist)));
+        }
+        if let Some(timer) = rearmed {
+            self.arm(&timer, work.commit.time);
+        }
         if let Some(effect) = endpoint {
             out(effect);
         }
@@ -237,8 +265,9 @@ impl Engine {
             Table::MvOption => own(self.slots(key_id(&key).map(|id| mirror.states_of_option(id)))),
             Table::FeatureVersion => {
                 let rows = [old, new].into_iter().flatten();
-                own(rows.flat_map(|row| mirror.slots_of_version(row)).collect())
+                own(rows.flat_map(|row| mirror.slots_of_version(row).chain([version_slot(row)])).collect())
             }
+            Table::ChangeRequest => own(self.slots(key_id(&key).map(|id| mirror.states_of_request(id)))),
             Table::Feature => self.slots_of_feature(key_id(&key), old, new),
             _ => Vec::new(),
         }
@@ -266,10 +295,13 @@ impl Engine {
     }
 
     fn touch(&mut self, slot: Slot, touch: Touch, work: &mut Work) {
-        let group = self
-            .groups
-            .entry(slot)
-            .or_insert_with(|| Group::open(work.commit, self.mirror.in_force(&slot, work.commit.time)));
+        let group = self.groups.entry(slot).or_insert_with(|| {
+            let mut group = Group::open(work.commit, self.mirror.in_force(&slot, work.commit.time));
+            if slot.target == Target::Version {
+                group.set_live_before(self.mirror.live_version_id(&slot, work.commit.time));
+            }
+            group
+        });
         if !group.touched {
             group.touched = true;
             work.touched.push(slot);
@@ -336,7 +368,8 @@ impl Engine {
             let Some(group) = self.groups.get_mut(slot) else { continue };
             group.touched = false;
             if !group.stays_open(self.settle, is_bulk) {
-                self.close(slot, out);
+                let at = group.commit().time;
+                self.close(slot, at, out);
                 continue;
             }
             self.deadlines.insert((group.deadline(self.settle), *slot));
@@ -348,7 +381,8 @@ impl Engine {
         }
     }
 
-    fn close(&mut self, slot: &Slot, out: Out<'_>) {
+    /// Closes a group; `at` is the moment whose state is the state after it.
+    pub(super) fn close(&mut self, slot: &Slot, at: Micros, out: Out<'_>) {
         let Some(group) = self.groups.remove(slot) else { return };
         self.deadlines.remove(&(group.deadline(self.settle), *slot));
         for state in group.gone_states() {
@@ -357,55 +391,87 @@ impl Engine {
         if group.persisted {
             out(Effect::DropGroup { slot: *slot });
         }
-        if let Some(event) = self.flag_event(slot, group) {
+        let cause = Cause::Change { xid: group.xid, commit: group.commit() };
+        if slot.target == Target::Version {
+            self.version_changed(slot, group.live_before(), at, &cause, out);
+            return;
+        }
+        let after = self.mirror.in_force(slot, at);
+        if group.silent && group.before.is_none() {
+            return;
+        }
+        let attribution = group.known_attribution().cloned().unwrap_or_default();
+        let before = group.before.map(|view| *view);
+        if let Some(event) = self.flag_event(slot, before, after, &attribution, &cause) {
             self.emit(event, out);
         }
     }
 
-    fn flag_event(&self, slot: &Slot, group: Group) -> Option<Event> {
-        let environment = slot.environment;
-        if !self.mirror.environment_is_alive(environment)
-            || self.mirror.environment_is_being_created(environment)
-        {
+    /// The event that tells how a flag value changed, if it did.
+    pub(super) fn flag_event(
+        &self,
+        slot: &Slot,
+        before: Option<StateView>,
+        after: Option<StateView>,
+        attribution: &Attribution,
+        cause: &Cause,
+    ) -> Option<Event> {
+        if !self.is_told_of(slot.environment) {
             return None;
         }
-        let commit = group.commit();
-        let after = self.mirror.in_force(slot, commit.time);
-        let verb = match (&group.before, &after) {
+        let verb = match (&before, &after) {
             (None, None) => return None,
-            (None, Some(_)) if group.silent => return None,
-            (None, Some(_)) => Verb::Created,
             (Some(before), Some(after)) if self.is_same(before, after) => return None,
+            (None, Some(_)) => Verb::Created,
             (Some(_), Some(_)) => Verb::Updated,
             (Some(_), None) => Verb::Removed,
         };
-        let mark = match (verb, &after) {
-            (Verb::Removed, _) => group.known_attribution().and_then(|a| a.of_removal()).cloned(),
-            (_, Some(view)) => Mark::of_version(view)
-                .or_else(|| group.known_attribution().and_then(|a| a.of_change()).cloned()),
-            (_, None) => None,
-        };
+        let mark = self.mark(slot, before.as_ref(), after.as_ref(), attribution, cause);
         let author = mark.as_ref().map_or(Author::Unknown, |mark| mark.author(&self.mirror));
+        let commit = cause.commit();
         let at = mark.as_ref().map_or(commit.time, |mark| mark.at);
-        let shown = after.as_ref().or(group.before.as_deref())?;
+        let shown = after.as_ref().or(before.as_ref())?;
         let kind = if after.is_some() { Kind::FlagUpdated } else { Kind::FlagDeleted };
         Some(Event {
-            id: EventId::new(&self.system_id, kind, &shown.state_id().to_string(), &group.xid.to_string()),
+            id: EventId::new(&self.system_id, kind, &shown.state_id().to_string(), &cause.text()),
             kind,
-            action: Action { verb, scope: Some(scope(slot)) },
+            action: Action { verb: cause.verb(verb), scope: scope(slot) },
             organisation: shown.project.int(project::ORGANISATION_ID),
             project: shown.project.int(project::ID),
-            environment: Some(environment),
+            environment: Some(slot.environment),
             feature: Some(slot.feature),
             feature_name: shown.feature.text(feature::NAME).map(str::to_owned),
             commit,
-            payload: Payload::Flag(Box::new(FlagPayload {
-                previous: group.before.map(|view| *view),
-                new: after,
-                author,
-                at,
-            })),
+            payload: Payload::Flag(Box::new(FlagPayload { previous: before, new: after, author, at })),
         })
+    }
+
+    /// Who changed it and when (SEMANTICS.md §2): the publication of a version, else the history rows of the edit.
+    fn mark(
+        &self,
+        slot: &Slot,
+        before: Option<&StateView>,
+        after: Option<&StateView>,
+        attribution: &Attribution,
+        cause: &Cause,
+    ) -> Option<Mark> {
+        let Some(after) = after else {
+            // Missing in the version that is live now: whoever published that removed it.
+            let own = before?.version.as_ref();
+            let live = self.mirror.live_version(slot.feature, slot.environment, cause.commit().time);
+            let other = live.filter(|live| own.is_some_and(|own| own != *live));
+            let publication = other.and_then(Mark::of_publication);
+            return publication.or_else(|| attribution.of_removal().cloned());
+        };
+        let publication = after.version.as_ref().and_then(Mark::of_publication);
+        let kept = || self.mirror.mark_of(after.state_id()).and_then(Mark::of_state_history);
+        publication.or_else(|| attribution.of_change().cloned()).or_else(kept)
+    }
+
+    /// Whether anybody is told of flags in an environment: not below a deletion, and not while a clone fills it.
+    pub(super) fn is_told_of(&self, environment: i64) -> bool {
+        self.mirror.environment_is_alive(environment)
+            && !self.mirror.environment_is_being_created(environment)
     }
 
     fn is_same(&self, before: &StateView, after: &StateView) -> bool {
@@ -447,7 +513,7 @@ impl Engine {
         self.emit(event, out);
     }
 
-    fn emit(&self, event: Event, out: Out<'_>) {
+    pub(super) fn emit(&self, event: Event, out: Out<'_>) {
         let to = recipients(&event, &self.mirror, &self.formats);
         out(Effect::Event(Box::new(event), to));
     }
@@ -467,10 +533,52 @@ fn key_id(key: &Key) -> Option<i64> {
     }
 }
 
-fn scope(slot: &Slot) -> Scope {
+fn scope(slot: &Slot) -> Option<Scope> {
     match slot.target {
-        Target::Default => Scope::Default,
-        Target::Segment(_) => Scope::Segment,
-        Target::Identity(_) => Scope::Identity,
+        Target::Default => Some(Scope::Default),
+        Target::Segment(_) => Some(Scope::Segment),
+        Target::Identity(_) => Some(Scope::Identity),
+        Target::Version => None,
+    }
+}
+
+/// What led to an event.
+pub(super) enum Cause {
+    /// Row changes.
+    Change {
+        /// 64-bit id of the first transaction.
+        xid: u64,
+        /// The commit that completed them.
+        commit: Commit,
+    },
+    /// The moment that something was scheduled for.
+    Schedule {
+        /// The version's uuid, or the state's id with its `live_from`.
+        name: String,
+        /// The moment.
+        commit: Commit,
+    },
+}
+
+impl Cause {
+    pub(super) fn commit(&self) -> Commit {
+        match self {
+            Cause::Change { commit, .. } | Cause::Schedule { commit, .. } => *commit,
+        }
+    }
+
+    /// Its part of the event's id (DESIGN.md).
+    pub(super) fn text(&self) -> String {
+        match self {
+            Cause::Change { xid, .. } => xid.to_string(),
+            Cause::Schedule { name, .. } => name.clone(),
+        }
+    }
+
+    pub(super) fn verb(&self, verb: Verb) -> Verb {
+        match self {
+            Cause::Change { .. } => verb,
+            Cause::Schedule { .. } => Verb::Scheduled,
+        }
     }
 }

@@ -63,6 +63,8 @@ struct Details {
     attribution: Attribution,
     /// States of the group that the mirror has dropped, whose history rows may still come.
     gone_states: Vec<i64>,
+    /// Of the group of a version: the version that was live before.
+    live_before: Option<String>,
 }
 
 fn yes() -> bool {
@@ -108,6 +110,17 @@ impl Group {
 
     fn details(&mut self) -> &mut Details {
         self.details.get_or_insert_default()
+    }
+
+    /// The version that was live before the first change; of the group of a version.
+    pub(super) fn set_live_before(&mut self, version: Option<&str>) {
+        if let Some(version) = version {
+            self.details().live_before = Some(version.to_owned());
+        }
+    }
+
+    pub(super) fn live_before(&self) -> Option<&str> {
+        self.details.as_ref()?.live_before.as_deref()
     }
 
     /// A state of the group that the mirror has dropped.

@@ -11,6 +11,8 @@ pub mod format;
 mod group;
 mod id;
 mod route;
+mod schedule;
+mod version;
 
 use crate::change::{Lsn, Micros, Row};
 use crate::mirror::StateView;
@@ -28,6 +30,8 @@ pub enum Kind {
     FlagUpdated,
     /// A flag or an override is gone.
     FlagDeleted,
+    /// A version of a feature went live in a versioned environment.
+    NewVersionPublished,
     /// A row of the audit log.
     AuditLogCreated,
 }
@@ -38,6 +42,7 @@ impl Kind {
         match self {
             Kind::FlagUpdated => "FLAG_UPDATED",
             Kind::FlagDeleted => "FLAG_DELETED",
+            Kind::NewVersionPublished => "NEW_VERSION_PUBLISHED",
             Kind::AuditLogCreated => "AUDIT_LOG_CREATED",
         }
     }
@@ -52,6 +57,8 @@ pub enum Verb {
     Updated,
     /// It is not there any more.
     Removed,
+    /// Its time had come: a change that was written before went live.
+    Scheduled,
 }
 
 /// For whom the flag value is.
@@ -81,6 +88,7 @@ impl std::fmt::Display for Action {
             Verb::Created => "created",
             Verb::Updated => "updated",
             Verb::Removed => "removed",
+            Verb::Scheduled => "scheduled",
         })?;
         match self.scope {
             None => Ok(()),
@@ -151,11 +159,26 @@ pub struct AuditPayload {
     pub environment: Option<Row>,
 }
 
+/// The parts of a version event's body.
+#[derive(Debug, Clone)]
+pub struct VersionPayload {
+    /// `feature_versioning_environmentfeatureversion`
+    pub version: Row,
+    /// `features_feature`
+    pub feature: Row,
+    /// `users_ffadminuser`: who published it, if a user did.
+    pub publisher: Option<Row>,
+    /// Its states, in id order.
+    pub states: Vec<StateView>,
+}
+
 /// What an event says.
 #[derive(Debug, Clone)]
 pub enum Payload {
     /// Of [`Kind::FlagUpdated`] and [`Kind::FlagDeleted`].
     Flag(Box<FlagPayload>),
+    /// Of [`Kind::NewVersionPublished`].
+    Version(Box<VersionPayload>),
     /// Of [`Kind::AuditLogCreated`].
     Audit(Box<AuditPayload>),
 }

@@ -86,21 +86,25 @@ pub struct Recipient {
 
 /// The endpoints that get `event`, as they are at this point of the stream.
 ///
-/// Flag events go to the environment's endpoints; in `current` to the organisation's as well, as Flagsmith does. Audit
-/// events go to the organisation's.
+/// Flag events go to the environment's endpoints; in `current` to the organisation's as well, as Flagsmith does. Version
+/// events go to the environment's endpoints and exist in `current` only: the documented bodies of 2020 know none. Audit events
+/// go to the organisation's.
 pub fn recipients(event: &Event, mirror: &Mirror, formats: &Formats) -> Vec<Recipient> {
     let is_flag = matches!(event.payload, Payload::Flag(_));
+    let is_version = matches!(event.payload, Payload::Version(_));
     let mut all = Vec::new();
-    if let Some(environment) = event.environment.filter(|_| is_flag) {
+    if let Some(environment) = event.environment.filter(|_| is_flag || is_version) {
         for id in mirror.environment_endpoints(environment) {
             let row = mirror.row_by_id(Table::EnvironmentWebhook, id);
             if let Some(row) = row.filter(|row| row.flag(environment_webhook::ENABLED)) {
                 let format = formats.of(url(row, environment_webhook::URL));
-                all.push(Recipient { endpoint: EndpointKey::Environment(id), format });
+                if !is_version || format == Format::Current {
+                    all.push(Recipient { endpoint: EndpointKey::Environment(id), format });
+                }
             }
         }
     }
-    if let Some(organisation) = event.organisation {
+    if let Some(organisation) = event.organisation.filter(|_| !is_version) {
         for id in mirror.organisation_endpoints(organisation) {
             let row = mirror.row_by_id(Table::OrganisationWebhook, id);
             if let Some(row) = row.filter(|row| row.flag(organisation_webhook::ENABLED)) {

@@ -19,7 +19,7 @@ use std::sync::Arc;
 use rusqlite::{Connection, OptionalExtension, params};
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::change::{Lsn, Row};
+use crate::change::{Lsn, Micros, Row};
 use crate::error::{Error, Kind, Result};
 use crate::schema::Table;
 
@@ -113,6 +113,11 @@ impl Ledger {
         Ok(self.meta("checkpoint")?.and_then(|text| text.parse().ok()))
     }
 
+    /// The stream's clock at the checkpoint: everything that was due until then is in the ledger.
+    pub fn clock(&self) -> Result<Option<Micros>> {
+        Ok(self.meta("clock")?.and_then(|text| text.parse().ok()).map(Micros))
+    }
+
     /// What the ledger belongs to; `None` when it is new.
     pub fn identity(&self) -> Result<Option<Identity>> {
         let (system_id, database, slot) =
@@ -137,7 +142,7 @@ impl Ledger {
         let transaction = self.connection.transaction().map_err(|e| schema::unusable(&self.path, e))?;
         let clear = || -> rusqlite::Result<()> {
             transaction.execute_batch(
-                "DELETE FROM mirror; DELETE FROM open_group; DELETE FROM meta WHERE key = 'checkpoint';",
+                "DELETE FROM mirror; DELETE FROM open_group; DELETE FROM meta WHERE key IN ('checkpoint', 'clock');",
             )?;
             let columns = columns_fingerprint();
             for (key, value) in [
@@ -266,7 +271,6 @@ fn unusable_directory(directory: &Path, what: &str, error: &std::io::Error) -> E
 fn columns_fingerprint() -> String {
     let tables: Vec<String> = Table::ALL
         .iter()
-        .filter(|table| table.is_kept())
         .map(|table| {
             let columns: Vec<&str> = table.columns().iter().map(|c| c.name).collect();
             format!("{}({})", table.name(), columns.join(","))

@@ -77,8 +77,9 @@ pub enum Write {
     EndpointChanged(EndpointKey),
     /// An endpoint was deleted: what is queued for it is dropped (and stays on record).
     EndpointGone(EndpointKey),
-    /// Everything up to this position has been written before.
-    Checkpoint(Lsn),
+    /// Everything up to this position has been written before, and everything that was due until this moment of the stream's
+    /// clock.
+    Checkpoint(Lsn, Micros),
     /// The outcome of an attempt.
     Outcome(Outcome),
 }

@@ -95,8 +95,8 @@ impl Writer {
         let mut next = first;
         for count in 1.. {
             match &next {
-                Write::Checkpoint(lsn) => {
-                    checkpoint = checkpoint.max(Some(*lsn));
+                Write::Checkpoint(lsn, clock) => {
+                    checkpoint = checkpoint.max(Some((*lsn, *clock)));
                     is_complete = true;
                 }
                 Write::Outcome(_) => {}
@@ -113,18 +113,17 @@ impl Writer {
             let Some(write) = received else { break };
             next = write;
         }
-        if let Some(lsn) = checkpoint {
-            self.put_checkpoint(lsn).map_err(|e| e.to_string())?;
+        if let Some((lsn, clock)) = checkpoint {
+            self.put_meta("checkpoint", &lsn.to_string()).map_err(|e| e.to_string())?;
+            self.put_meta("clock", &clock.0.to_string()).map_err(|e| e.to_string())?;
         }
-        Ok(checkpoint)
+        Ok(checkpoint.map(|(lsn, _)| lsn))
     }
 
-    fn put_checkpoint(&self, lsn: Lsn) -> rusqlite::Result<()> {
+    fn put_meta(&self, key: &str, value: &str) -> rusqlite::Result<()> {
         self.connection
-            .prepare_cached(
-                "INSERT INTO meta VALUES ('checkpoint', ?1) ON CONFLICT (key) DO UPDATE SET value = ?1",
-            )?
-            .execute([lsn.to_string()])?;
+            .prepare_cached("INSERT INTO meta VALUES (?1, ?2) ON CONFLICT (key) DO UPDATE SET value = ?2")?
+            .execute([key, value])?;
         Ok(())
     }
 
@@ -152,7 +151,7 @@ impl Writer {
                 news.changed.insert(endpoint);
                 self.drop_queue(endpoint).map_err(|e| e.to_string())
             }
-            Write::Checkpoint(_) => Ok(()),
+            Write::Checkpoint(..) => Ok(()),
             Write::Outcome(outcome) => self.outcome(outcome, news).map_err(|e| e.to_string()),
         }
     }

@@ -56,6 +56,9 @@ pub enum Target {
     Segment(i64),
     /// This identity (`environments_identity.id`).
     Identity(i64),
+    /// Nobody: stands for the feature's live version itself, in a versioned environment. Comes last, so that what is told of
+    /// the version is told after what is told of its states.
+    Version,
 }
 
 /// What a receiver thinks of as one flag value: a feature in an environment for a target. At most one state is in
@@ -74,11 +77,7 @@ impl Slot {
     /// The smallest and the largest slot of a feature, or of a feature in an environment.
     fn range(feature: i64, environment: Option<i64>) -> std::ops::RangeInclusive<Slot> {
         let first = Slot { feature, environment: environment.unwrap_or(i64::MIN), target: Target::Default };
-        let last = Slot {
-            feature,
-            environment: environment.unwrap_or(i64::MAX),
-            target: Target::Identity(i64::MAX),
-        };
+        let last = Slot { feature, environment: environment.unwrap_or(i64::MAX), target: Target::Version };
         first..=last
     }
 }
@@ -102,6 +101,11 @@ impl ByKey {
         self.0.get(&key).into_iter().flat_map(IdSet::iter)
     }
 
+    /// The ids of all keys.
+    pub(super) fn all(&self) -> impl Iterator<Item = i64> + '_ {
+        self.0.values().flat_map(IdSet::iter)
+    }
+
     pub(super) fn contains(&self, key: i64) -> bool {
         self.0.contains_key(&key)
     }
@@ -122,7 +126,7 @@ impl Slots {
         }
     }
 
-    pub(super) fn states(&self, slot: &Slot) -> impl DoubleEndedIterator<Item = i64> + '_ {
+    pub(super) fn states<'a>(&'a self, slot: &Slot) -> impl DoubleEndedIterator<Item = i64> + use<'a> {
         self.0.get(slot).into_iter().flat_map(IdSet::iter)
     }
 

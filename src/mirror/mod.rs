@@ -5,7 +5,8 @@
 //! taken from the row that the mirror has. It knows rows and how they hang together, not webhooks.
 //!
 //! Invariants: pure (no I/O, no clock); every change of a row is told to the caller as a [`Persist`], so that the ledger
-//! holds the same rows; soft-deleted states and values are not kept; identities only where an override names them, and
+//! holds the same rows; soft-deleted states and values are not kept; versions that another has superseded are forgotten; of
+//! the history only what a change that is not in force yet will be told with; identities only where an override names them, and
 //! the latest few that the stream brought (an override for one of them may follow).
 
 mod index;
@@ -16,7 +17,7 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use crate::change::{Key, Op, Row, RowChange, Transaction};
 use crate::schema::{
     Table, environment_webhook, feature_segment, feature_state, feature_version, mv_value,
-    organisation_webhook, state_value,
+    organisation_webhook, state_history, state_value,
 };
 
 pub use index::{Slot, Target};
@@ -111,6 +112,7 @@ pub struct Mirror {
     slots: Slots,
     states_by_identity: ByKey,
     states_by_override: ByKey,
+    states_by_request: ByKey,
     /// Which segment a `features_featuresegment` row is for; outlives the row while a state still names it.
     segment_of: HashMap<i64, i64>,
     values: ByKey,
@@ -131,9 +133,21 @@ impl Mirror {
 
     /// Takes a row from a snapshot or from the ledger, where it is as it was kept.
     pub fn load(&mut self, table: Table, row: Row) {
-        if is_kept(table, &row) {
-            self.put(table, key_of(&row), row);
+        if table == Table::StateHistory || is_kept(table, &row) {
+            self.put(table, kept_key(table, &row), row);
         }
+    }
+
+    /// Keeps a row of a state's history: who made a change that is not in force yet, and when. The latest of each state.
+    pub fn keep_mark(&mut self, row: Row, out: &mut dyn FnMut(Persist)) {
+        let key = kept_key(Table::StateHistory, &row);
+        self.put(Table::StateHistory, key.clone(), row.clone());
+        out(Persist::Put { table: Table::StateHistory, key, row });
+    }
+
+    /// The row that [`Mirror::keep_mark`] kept of a state.
+    pub fn mark_of(&self, state: i64) -> Option<&Row> {
+        self.row_by_id(Table::StateHistory, state)
     }
 
     /// The row with this key.
@@ -190,6 +204,16 @@ impl Mirror {
     /// The states that hang on a row of `features_featuresegment`.
     pub fn states_of_override(&self, feature_segment: i64) -> impl Iterator<Item = i64> + '_ {
         self.states_by_override.get(feature_segment)
+    }
+
+    /// The states that a change request is about.
+    pub fn states_of_request(&self, request: i64) -> impl Iterator<Item = i64> + '_ {
+        self.states_by_request.get(request)
+    }
+
+    /// All states that a change request is about.
+    pub fn requested_states(&self) -> impl Iterator<Item = i64> + '_ {
+        self.states_by_request.all()
     }
 
     /// The states that have a percentage for a variant.
@@ -282,6 +306,47 @@ impl Mirror {
         out(Persist::Put { table, key, row });
     }
 
+    /// The flags (feature and environment) that have versions.
+    pub fn versioned_flags(&self) -> Vec<(i64, i64)> {
+        self.versions.keys().copied().collect()
+    }
+
+    /// The states that name a version.
+    fn state_ids_of_version(&self, version: &Row) -> Vec<i64> {
+        let (feature, environment) = flag_of_version(version);
+        let uuid = version.text(feature_version::UUID);
+        self.slots_of(feature, Some(environment))
+            .flat_map(|slot| self.slots.states(&slot))
+            .filter(|id| {
+                let state = self.row_by_id(Table::FeatureState, *id);
+                state.is_some_and(|row| row.text(feature_state::ENVIRONMENT_FEATURE_VERSION_ID) == uuid)
+            })
+            .collect()
+    }
+
+    /// Forgets a version that another has superseded, with its states, values, variants and overrides: nothing shows them
+    /// again, and an environment collects thousands.
+    pub fn forget_version(&mut self, version: &Row, out: &mut dyn FnMut(Persist)) {
+        for state in self.state_ids_of_version(version) {
+            let values: Vec<i64> = self.values.get(state).collect();
+            let variants: Vec<i64> = self.variants.get(state).collect();
+            let segment = self
+                .row_by_id(Table::FeatureState, state)
+                .and_then(|row| row.int(feature_state::FEATURE_SEGMENT_ID));
+            for value in values {
+                self.discard(Table::StateValue, &Key::Int(value), out);
+            }
+            for variant in variants {
+                self.discard(Table::MvValue, &Key::Int(variant), out);
+            }
+            self.discard(Table::FeatureState, &Key::Int(state), out);
+            if let Some(segment) = segment {
+                self.discard(Table::FeatureSegment, &Key::Int(segment), out);
+            }
+        }
+        self.discard(Table::FeatureVersion, &key_of(version), out);
+    }
+
     /// Forgets what is kept only for a moment. To be called after each transaction, never within one: what a row refers to
     /// may have come with it.
     pub fn trim(&mut self, out: &mut dyn FnMut(Persist)) {
@@ -293,6 +358,9 @@ impl Mirror {
         if let Some(old) = self.tables.get_mut(&table).and_then(|rows| rows.remove(key)) {
             self.unlink(table, &old);
             out(Persist::Remove { table, key: key.clone() });
+            if table == Table::FeatureState {
+                self.discard(Table::StateHistory, key, out);
+            }
         }
     }
 
@@ -337,6 +405,9 @@ impl Mirror {
                 }
                 if let Some(feature_segment) = row.int(feature_state::FEATURE_SEGMENT_ID) {
                     self.states_by_override.insert(feature_segment, id);
+                }
+                if let Some(request) = row.int(feature_state::CHANGE_REQUEST_ID) {
+                    self.states_by_request.insert(request, id);
                 }
             }
             Table::FeatureSegment => {
@@ -386,6 +457,9 @@ impl Mirror {
                     self.states_by_override.remove(feature_segment, id);
                     self.forget_segment_of(feature_segment);
                 }
+                if let Some(request) = row.int(feature_state::CHANGE_REQUEST_ID) {
+                    self.states_by_request.remove(request, id);
+                }
             }
             // Flagsmith deletes the override's row before its state: the state's slot must still be known then.
             Table::FeatureSegment if !self.states_by_override.contains(id) => {
@@ -417,7 +491,16 @@ impl Mirror {
     }
 }
 
-fn flag_of_version(row: &Row) -> (i64, i64) {
+/// By what a kept row is found: its primary key, but a row of a state's history by the state.
+pub fn kept_key(table: Table, row: &Row) -> Key {
+    match table {
+        Table::StateHistory => Key::Int(row.int(state_history::ID).unwrap_or(0)),
+        _ => key_of(row),
+    }
+}
+
+/// The feature and the environment of a version.
+pub fn flag_of_version(row: &Row) -> (i64, i64) {
     let feature = row.int(feature_version::FEATURE_ID).unwrap_or(0);
     (feature, row.int(feature_version::ENVIRONMENT_ID).unwrap_or(0))
 }

@@ -4,8 +4,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::change::{Field, Key, Micros, Row};
 use crate::schema::{
-    Table, environment, environment_history, feature, feature_segment, feature_state, feature_version,
-    mv_option, mv_value, organisation, project, state_value,
+    Table, change_request, environment, environment_history, feature, feature_segment, feature_state,
+    feature_version, mv_option, mv_value, organisation, project, state_value,
 };
 
 use super::{Mirror, Slot, flag_of_version};
@@ -155,12 +155,13 @@ impl Mirror {
             return None;
         }
         let environment = self.row_by_id(Table::Environment, slot.environment)?;
-        let live_version = self.live_version(slot, environment, at);
+        let live = self.live_version(slot.feature, slot.environment, at);
+        let live = live.and_then(|row| row.text(feature_version::UUID));
         let state = self
             .slots
             .states(slot)
             .filter_map(|id| self.row_by_id(Table::FeatureState, id))
-            .filter(|state| self.is_in_force(state, live_version, at))
+            .filter(|state| self.is_in_force(state, slot, live, at))
             .max_by_key(|state| precedence(state))?;
         self.view(state, feature, environment)
     }
@@ -209,42 +210,107 @@ impl Mirror {
         self.row(Table::FeatureVersion, &Key::Text(uuid.into()))
     }
 
-    /// A state without a change request is in force at once: its `live_from` is the application's clock, which may be
-    /// ahead of the database's. Identity overrides are outside versions (SEMANTICS.md §5); everything else in a versioned environment counts only
-    /// in the version that is live.
-    fn is_in_force(&self, state: &Row, live_version: Option<&str>, at: Micros) -> bool {
-        match (live_version, state.text(feature_state::ENVIRONMENT_FEATURE_VERSION_ID)) {
-            (Some(live), Some(own)) => live == own,
-            (Some(_), None) => !state.is_null(feature_state::IDENTITY_ID),
-            (None, Some(_)) => false,
-            (None, None) => {
-                !self.capabilities.state_versions
-                    || (!state.is_null(feature_state::VERSION)
-                        && (state.is_null(feature_state::CHANGE_REQUEST_ID)
-                            || time(state, feature_state::LIVE_FROM)
-                                .is_some_and(|live_from| live_from <= at)))
-            }
+    /// A state that names a version is in force while that version is live. One that names none follows the rules of v1; in a
+    /// versioned environment that is true of identity overrides, which are outside versions, and of everything as long as no
+    /// live version has states (while versioning is being turned on or off, in many transactions).
+    fn is_in_force(&self, state: &Row, slot: &Slot, live: Option<&str>, at: Micros) -> bool {
+        if let Some(own) = state.text(feature_state::ENVIRONMENT_FEATURE_VERSION_ID) {
+            return live == Some(own);
         }
+        let is_versioned = self
+            .row_by_id(Table::Environment, slot.environment)
+            .is_some_and(|row| row.flag(environment::USE_V2_FEATURE_VERSIONING));
+        let is_superseded = is_versioned
+            && state.is_null(feature_state::IDENTITY_ID)
+            && live.is_some_and(|live| self.has_default_state(slot, live));
+        !is_superseded && self.state_goes_live(state).is_some_and(|live_from| live_from <= at)
     }
 
-    /// The version of the slot's feature that is live at `at`, in an environment that is versioned.
-    fn live_version(&self, slot: &Slot, environment: &Row, at: Micros) -> Option<&str> {
-        if !environment.flag(environment::USE_V2_FEATURE_VERSIONING) {
+    /// Whether a version has its state for everybody, which every version has.
+    fn has_default_state(&self, slot: &Slot, version: &str) -> bool {
+        let default = Slot { target: super::Target::Default, ..*slot };
+        self.slots
+            .states(&default)
+            .filter_map(|id| self.row_by_id(Table::FeatureState, id))
+            .any(|state| state.text(feature_state::ENVIRONMENT_FEATURE_VERSION_ID) == Some(version))
+    }
+
+    /// From when on a state outside versions is in force; `None` for a draft. A state that no change request schedules is in
+    /// force at once: its `live_from` is the application's clock, which may be ahead of the database's.
+    pub fn state_goes_live(&self, state: &Row) -> Option<Micros> {
+        const AT_ONCE: Micros = Micros(i64::MIN);
+        if !self.capabilities.state_versions {
+            return Some(AT_ONCE);
+        }
+        if state.is_null(feature_state::VERSION) {
             return None;
         }
+        let Some(request) = state.int(feature_state::CHANGE_REQUEST_ID) else { return Some(AT_ONCE) };
+        let live_from = time(state, feature_state::LIVE_FROM)?;
+        let Some(request) = self.row_by_id(Table::ChangeRequest, request) else { return Some(live_from) };
+        let committed = time(request, change_request::COMMITTED_AT)?;
+        if time(request, change_request::DELETED_AT).is_some_and(|deleted| deleted < live_from) {
+            return None;
+        }
+        Some(if live_from <= committed { AT_ONCE } else { live_from })
+    }
+
+    /// From when on a version is live; `None` for a draft, or when it is deleted.
+    pub fn version_goes_live(version: &Row) -> Option<Micros> {
+        let published = time(version, feature_version::PUBLISHED_AT)?;
+        let live_from = time(version, feature_version::LIVE_FROM)?;
+        let is_there = version.is_null(feature_version::DELETED_AT);
+        // Published at once: both times are the application's clock, which may be ahead of the database's.
+        is_there.then_some(if live_from <= published { Micros(i64::MIN) } else { live_from })
+    }
+
+    /// The version of a feature that is live in an environment at `at`.
+    pub fn live_version(&self, feature: i64, environment: i64, at: Micros) -> Option<&Row> {
         self.versions
-            .get(&(slot.feature, slot.environment))?
+            .get(&(feature, environment))?
             .iter()
             .filter_map(|uuid| self.row(Table::FeatureVersion, &Key::Text(uuid.clone())))
+            .filter(|row| Self::version_goes_live(row).is_some_and(|live_from| live_from <= at))
+            .max_by_key(|row| (time(row, feature_version::LIVE_FROM), row.text(feature_version::UUID)))
+    }
+
+    /// The states of a version with all that a payload shows, in id order.
+    pub fn states_of_version(&self, version: &Row) -> Vec<StateView> {
+        let (feature, environment) = flag_of_version(version);
+        let uuid = version.text(feature_version::UUID);
+        let (Some(feature_row), Some(environment_row)) =
+            (self.row_by_id(Table::Feature, feature), self.row_by_id(Table::Environment, environment))
+        else {
+            return Vec::new();
+        };
+        let mut states: Vec<StateView> = self
+            .slots_of(feature, Some(environment))
+            .flat_map(|slot| self.slots.states(&slot))
+            .filter_map(|id| self.row_by_id(Table::FeatureState, id))
+            .filter(|state| state.text(feature_state::ENVIRONMENT_FEATURE_VERSION_ID) == uuid)
+            .filter_map(|state| self.view(state, feature_row, environment_row))
+            .collect();
+        states.sort_by_key(StateView::state_id);
+        states
+    }
+
+    /// The versions of a feature in an environment that were live before the one that is live at `at`, and that no clock will
+    /// make live again.
+    pub fn superseded_versions(&self, feature: i64, environment: i64, at: Micros) -> Vec<Row> {
+        let Some(live) = self.live_version(feature, environment, at) else { return Vec::new() };
+        let since = time(live, feature_version::LIVE_FROM);
+        self.versions
+            .get(&(feature, environment))
+            .into_iter()
+            .flatten()
+            .filter_map(|uuid| self.row(Table::FeatureVersion, &Key::Text(uuid.clone())))
             .filter(|row| {
-                row.is_null(feature_version::DELETED_AT) && !row.is_null(feature_version::PUBLISHED_AT)
+                !row.is_null(feature_version::PUBLISHED_AT)
+                    && row.text(feature_version::UUID) != live.text(feature_version::UUID)
+                    && time(row, feature_version::LIVE_FROM) <= since
             })
-            .filter_map(|row| {
-                Some((time(row, feature_version::LIVE_FROM)?, row.text(feature_version::UUID)?))
-            })
-            .filter(|(live_from, _)| *live_from <= at)
-            .max()
-            .map(|(_, uuid)| uuid)
+            .cloned()
+            .collect()
     }
 
     /// An environment as one of its history records has it; columns that the history lacks come from the environment.

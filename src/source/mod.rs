@@ -31,6 +31,6 @@ pub use publication::{
     Publication, Step, grant_steps, publication_steps, read_grants, slot_step, uninstall_step,
 };
 pub use replication::{Exported, Names, PLUGIN, Replication, Server, SlotState};
-pub use snapshot::{Progress, adopt, copy_tables, fetch};
+pub use snapshot::{Progress, adopt, copy_tables, fetch, server_clock};
 pub use sql::{connect, sql_error};
 pub use stream::{BUDGET, Channels, Delivery, Item, QUEUE, Stream};

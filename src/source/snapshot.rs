@@ -10,7 +10,7 @@ use super::assemble::digest;
 use super::catalog::{Catalog, table_name};
 use super::conn_info::ConnInfo;
 use super::sql::sql_error;
-use crate::change::{Field, Key, Row};
+use crate::change::{Field, Key, Micros, Row};
 use crate::error::{Error, Result};
 use crate::schema::{Table, feature_state};
 
@@ -37,6 +37,13 @@ pub async fn adopt(client: &Client, info: &ConnInfo, snapshot: &str) -> Result<(
     client.batch_execute(&begin).await.map_err(|e| sql_error(info, "taking over the snapshot", &e))
 }
 
+/// The server's clock. What is live by then when a mirror is filled is part of the baseline; what comes later is told.
+pub async fn server_clock(client: &Client, info: &ConnInfo) -> Result<Micros> {
+    let sql = "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint";
+    let row = client.query_one(sql, &[]).await.map_err(|e| sql_error(info, "asking for the time", &e))?;
+    Ok(Micros(row.get(0)))
+}
+
 /// Reads every kept table and gives its rows to `each`. Returns how many there were.
 pub async fn copy_tables(
     client: &Client,
@@ -47,7 +54,7 @@ pub async fn copy_tables(
 ) -> Result<u64> {
     let expected = expected_rows(client, info, catalog).await?;
     let mut rows = 0;
-    for table in Table::ALL.iter().copied().filter(|t| t.is_kept() && catalog.tables.contains_key(t)) {
+    for table in Table::ALL.iter().copied().filter(|t| is_read(*t, catalog)) {
         progress(Progress { table, rows, expected: expected.max(rows) });
         let statement = format!("COPY ({}) TO STDOUT", select(catalog, table));
         let failed =
@@ -124,6 +131,15 @@ fn column_list(catalog: &Catalog, table: Table) -> String {
     columns.join(", ")
 }
 
+/// The kept tables; of the states' history what a change that is not in force yet will be told with.
+fn is_read(table: Table, catalog: &Catalog) -> bool {
+    let is_wanted = match table {
+        Table::StateHistory => catalog.has(Table::FeatureState, feature_state::CHANGE_REQUEST_ID),
+        _ => table.is_kept(),
+    };
+    is_wanted && catalog.tables.contains_key(&table)
+}
+
 fn select(catalog: &Catalog, table: Table) -> String {
     let from = format!("SELECT {} FROM {}", column_list(catalog, table), table_name(&catalog.schema, table));
     let not_deleted = |column: usize| {
@@ -134,6 +150,14 @@ fn select(catalog: &Catalog, table: Table) -> String {
         Table::StateValue => format!("{from}{}", not_deleted(crate::schema::state_value::DELETED_AT)),
         Table::Identity => format!(
             "{from} WHERE \"id\" IN (SELECT \"identity_id\" FROM {} WHERE \"identity_id\" IS NOT NULL)",
+            table_name(&catalog.schema, Table::FeatureState)
+        ),
+        Table::StateHistory => format!(
+            "SELECT DISTINCT ON (\"id\") {} FROM {} WHERE \"id\" IN (SELECT \"id\" FROM {} WHERE \"change_request_id\" IS NOT NULL
+                 AND (\"version\" IS NULL OR \"live_from\" IS NULL OR \"live_from\" > now()))
+             ORDER BY \"id\", \"history_date\" DESC",
+            column_list(catalog, table),
+            table_name(&catalog.schema, table),
             table_name(&catalog.schema, Table::FeatureState)
         ),
         // An audit row refers to a record of a moment ago, if to any.

@@ -4,9 +4,12 @@ use serde_json::{Value as Json, json};
 
 use super::{audit_time, boolean, common_state, feature, int, text, time, value};
 use crate::change::Row;
-use crate::event::{AuditPayload, FlagPayload};
+use crate::event::{AuditPayload, FlagPayload, VersionPayload};
 use crate::mirror::StateView;
-use crate::schema::{audit_log, environment, feature_segment, mv_option, mv_value, project, segment, user};
+use crate::schema::{
+    audit_log, environment, feature as feature_table, feature_segment, feature_state, feature_version,
+    mv_option, mv_value, project, segment, user,
+};
 
 pub(super) fn flag(payload: &FlagPayload) -> Json {
     let mut data = json!({
@@ -18,6 +21,30 @@ pub(super) fn flag(payload: &FlagPayload) -> Json {
         data.insert("previous_state".into(), state(previous));
     }
     data
+}
+
+pub(super) fn version(payload: &VersionPayload) -> Json {
+    let publisher = payload
+        .publisher
+        .as_ref()
+        .map(|row| json!({ "email": text(row, user::EMAIL), "id": int(row, user::ID) }));
+    let states: Vec<Json> = payload
+        .states
+        .iter()
+        .map(|view| {
+            json!({
+                "enabled": view.state.flag(feature_state::ENABLED),
+                "multivariate_feature_state_values": view.variants.iter().map(variant).collect::<Vec<_>>(),
+                "value": value(view.value()),
+            })
+        })
+        .collect();
+    json!({
+        "feature": named(&payload.feature, feature_table::ID, feature_table::NAME),
+        "feature_states": states,
+        "published_by": publisher,
+        "uuid": text(&payload.version, feature_version::UUID),
+    })
 }
 
 fn named(row: &Row, id: usize, name: usize) -> Json {

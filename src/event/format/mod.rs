@@ -37,6 +37,8 @@ impl Format {
         let value = match (self, &event.payload) {
             (Format::Classic, Payload::Flag(flag)) => envelope(event, classic::flag(flag)),
             (Format::Current, Payload::Flag(flag)) => envelope(event, current::flag(flag)),
+            // Nobody gets it in `classic`; the ledger shows it to an operator.
+            (_, Payload::Version(version)) => envelope(event, current::version(version)),
             (Format::Classic, Payload::Audit(audit)) => classic::audit(audit),
             (Format::Current, Payload::Audit(audit)) => envelope(event, current::audit(audit)),
         };

@@ -1,0 +1,180 @@
+//! Scheduled changes: what goes live at a moment at which no row changes (SEMANTICS.md §5, "Scheduled changes").
+//!
+//! A timer is derived from a row that the mirror keeps, so nothing of it needs to be stored: after a restart the rows whose
+//! time comes after the kept clock are armed again. The moment is one of the stream's clock; whoever drives the engine asks
+//! [`Engine::next_deadline`] and says when it has come.
+
+use std::collections::{BTreeSet, HashMap};
+
+use super::author::Attribution;
+use super::engine::Cause;
+use super::{Commit, Engine, Out};
+use crate::change::{Key, Micros, Op, Row, RowChange};
+use crate::mirror::{Mirror, Slot, flag_of_version, key_of};
+use crate::schema::{Table, feature_state, feature_version, state_history};
+
+/// What goes live.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) enum Timer {
+    /// A state outside versions, by its id.
+    State(i64),
+    /// A version, by its uuid.
+    Version(Box<str>),
+    /// All states of a change request; only ever asked for, never armed itself.
+    Request(i64),
+}
+
+impl Timer {
+    /// The timer that a change may arm, move or disarm.
+    pub(super) fn touched_by(change: &RowChange) -> Option<Timer> {
+        let key = match &change.op {
+            Op::Insert { new } | Op::Update { new, .. } => key_of(new),
+            Op::Delete { key } => key.clone(),
+            Op::Truncate => return None,
+        };
+        match (change.table, key) {
+            (Table::FeatureState, Key::Int(id)) => Some(Timer::State(id)),
+            (Table::FeatureVersion, Key::Text(uuid)) => Some(Timer::Version(uuid)),
+            (Table::ChangeRequest, Key::Int(id)) => Some(Timer::Request(id)),
+            _ => None,
+        }
+    }
+
+    /// When it goes off, as the mirror is now.
+    fn due(&self, mirror: &Mirror) -> Option<Micros> {
+        match self {
+            Timer::State(id) => {
+                let state = mirror.row_by_id(Table::FeatureState, *id)?;
+                let is_versioned = !state.is_null(feature_state::ENVIRONMENT_FEATURE_VERSION_ID);
+                if is_versioned { None } else { mirror.state_goes_live(state) }
+            }
+            Timer::Version(uuid) => {
+                let version = mirror.row(Table::FeatureVersion, &Key::Text(uuid.clone()))?;
+                Mirror::version_goes_live(version)
+            }
+            Timer::Request(_) => None,
+        }
+    }
+}
+
+/// The timers that are armed.
+#[derive(Debug, Default)]
+pub(super) struct Timers {
+    by_time: BTreeSet<(Micros, Timer)>,
+    by_timer: HashMap<Timer, Micros>,
+}
+
+impl Timers {
+    /// When the first goes off.
+    pub(super) fn next(&self) -> Option<Micros> {
+        self.by_time.first().map(|(at, _)| *at)
+    }
+
+    fn set(&mut self, timer: &Timer, at: Option<Micros>) {
+        if let Some(before) = self.by_timer.remove(timer) {
+            self.by_time.remove(&(before, timer.clone()));
+        }
+        if let Some(at) = at {
+            self.by_timer.insert(timer.clone(), at);
+            self.by_time.insert((at, timer.clone()));
+        }
+    }
+
+    fn pop(&mut self) -> Option<(Micros, Timer)> {
+        let (at, timer) = self.by_time.pop_first()?;
+        self.by_timer.remove(&timer);
+        Some((at, timer))
+    }
+}
+
+impl Engine {
+    /// Arms, moves or disarms what a change committed at `now` has touched. What is due by then is in force at once.
+    pub(super) fn arm(&mut self, timer: &Timer, now: Micros) {
+        if let Timer::Request(request) = timer {
+            let states: Vec<i64> = self.mirror.states_of_request(*request).collect();
+            for state in states {
+                self.arm(&Timer::State(state), now);
+            }
+            return;
+        }
+        let due = timer.due(&self.mirror).filter(|at| *at > now);
+        self.timers.set(timer, due);
+    }
+
+    /// Arms everything that is due after `now`.
+    pub(super) fn arm_all(&mut self, now: Micros) {
+        let states = self.mirror.requested_states().map(Timer::State).collect::<Vec<_>>();
+        let versions = self.mirror.keys(Table::FeatureVersion).into_iter().filter_map(|key| match key {
+            Key::Text(uuid) => Some(Timer::Version(uuid)),
+            Key::Int(_) => None,
+        });
+        for timer in versions.chain(states) {
+            self.arm(&timer, now);
+        }
+    }
+
+    /// The first timer goes off.
+    pub(super) fn fire(&mut self, out: Out<'_>) {
+        let Some((at, timer)) = self.timers.pop() else { return };
+        let commit = Commit { end_lsn: self.position, xid: 0, time: at };
+        match timer {
+            Timer::State(id) => {
+                let Some(slot) = self.mirror.slot_of_state(id) else { return };
+                let cause = Cause::Schedule { name: format!("{id}@{}", at.0), commit };
+                self.go_live(&slot, at, &cause, out);
+            }
+            Timer::Version(uuid) => {
+                let Some(version) = self.mirror.row(Table::FeatureVersion, &Key::Text(uuid)).cloned() else {
+                    return;
+                };
+                self.version_goes_live(&version, at, commit, out);
+            }
+            Timer::Request(_) => {}
+        }
+    }
+
+    fn version_goes_live(&mut self, version: &Row, at: Micros, commit: Commit, out: Out<'_>) {
+        let (feature, environment) = flag_of_version(version);
+        let before = self.mirror.live_version(feature, environment, just_before(at));
+        let live_before = before.and_then(|row| row.text(feature_version::UUID)).map(str::to_owned);
+        let name = version.text(feature_version::UUID).unwrap_or_default().to_owned();
+        let cause = Cause::Schedule { name, commit };
+        let slots: Vec<Slot> = self.mirror.slots_of(feature, Some(environment)).collect();
+        for slot in &slots {
+            self.go_live(slot, at, &cause, out);
+        }
+        let slot = super::version::version_slot(version);
+        if self.groups.contains_key(&slot) {
+            self.close(&slot, just_before(at), out);
+        }
+        self.version_changed(&slot, live_before.as_deref(), at, &cause, out);
+    }
+
+    fn go_live(&mut self, slot: &Slot, at: Micros, cause: &Cause, out: Out<'_>) {
+        // What changed before belongs to before.
+        if self.groups.contains_key(slot) {
+            self.close(slot, just_before(at), out);
+        }
+        let before = self.mirror.in_force(slot, just_before(at));
+        let after = self.mirror.in_force(slot, at);
+        if let Some(event) = self.flag_event(slot, before, after, &Attribution::default(), cause) {
+            self.emit(event, out);
+        }
+    }
+
+    /// The row of a state's history that must be kept: the state is a draft or scheduled, and will be told with it.
+    pub(super) fn pending_mark(&self, change: &RowChange, now: Micros) -> Option<Row> {
+        let Op::Insert { new } = &change.op else { return None };
+        if change.table != Table::StateHistory {
+            return None;
+        }
+        let state = self.mirror.row_by_id(Table::FeatureState, new.int(state_history::ID)?)?;
+        let is_requested = !state.is_null(feature_state::CHANGE_REQUEST_ID);
+        let is_in_force = self.mirror.state_goes_live(state).is_some_and(|at| at <= now);
+        (is_requested && !is_in_force).then(|| new.clone())
+    }
+}
+
+fn just_before(at: Micros) -> Micros {
+    Micros(at.0.saturating_sub(1))
+}
