@@ -15,8 +15,9 @@ use tokio_postgres::Client;
 use crate::support::cluster_options;
 use crate::support::flagsmith::{self, Schema};
 use crate::support::golden;
+use crate::support::oracle::{Effective, flag_events};
 use crate::support::process::{Daemon, Installation};
-use crate::support::replay::{Commit, Pace, Replay, cases};
+use crate::support::replay::{Pace, Replay, cases};
 
 /// Longer than the settle window (100 ms), so that what a case began is closed when its marker is committed.
 const SETTLED: Duration = Duration::from_millis(160);
@@ -29,17 +30,6 @@ const MARKER: &str = "end of case";
 
 /// Bodies by endpoint.
 type Bodies = BTreeMap<String, Vec<String>>;
-
-/// Cases in which Flagsmith's `previous_state` is an older one: the value before the last but one, or a change made by SQL
-/// that it never saw. All but `previous_state` must still be equal, and `previous_state` is what the receiver knows.
-const PREVIOUS_STATE_WRONG: [u32; 4] = [22, 62, 66, 68];
-/// Changed by SQL: Flagsmith sends nothing (SEMANTICS.md §6).
-const BY_SQL: std::ops::RangeInclusive<u32> = 57..=59;
-
-/// What this part of flagpost covers; the rest is part 2.
-fn is_judged(number: u32) -> bool {
-    matches!(number, 1..=31 | 33 | 34 | 36..=39 | 41 | 43 | 44 | 46 | 50..=68)
-}
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Format {
@@ -54,53 +44,7 @@ struct Run {
     cluster: Cluster,
     schema: Schema,
     daemon: Option<Daemon>,
-    knowledge: Knowledge,
     markers: u32,
-}
-
-/// What a receiver knows of each flag: the last `new_state`.
-#[derive(Default)]
-struct Knowledge(HashMap<String, Json>);
-
-impl Knowledge {
-    fn flag(state: &Json) -> String {
-        let environment = if state["environment"].is_object() {
-            &state["environment"]["id"]
-        } else {
-            &state["environment"]
-        };
-        let target = if state["feature_segment"].is_object() {
-            &state["feature_segment"]["segment"]["id"]
-        } else {
-            &state["feature_segment"]
-        };
-        format!("{}/{environment}/{}/{target}", state["feature"]["id"], state["identity"])
-    }
-
-    fn visible(state: &Json) -> Json {
-        json!([
-            state["enabled"],
-            state["feature_state_value"],
-            state["multivariate_feature_state_values"],
-            state["feature_segment"]["priority"]
-        ])
-    }
-
-    /// Checks that an event goes on from what the receiver knows, and takes it in.
-    fn take(&mut self, body: &Json) -> Result<(), String> {
-        let (new, previous) = (&body["data"]["new_state"], &body["data"]["previous_state"]);
-        if let Some(known) = self.0.get(&Self::flag(previous)).filter(|_| !previous.is_null())
-            && Self::visible(known) != Self::visible(previous)
-        {
-            return Err(format!("previous_state is not the state last sent: {body}"));
-        }
-        if new.is_null() {
-            self.0.remove(&Self::flag(previous));
-        } else {
-            self.0.insert(Self::flag(new), new.clone());
-        }
-        Ok(())
-    }
 }
 
 impl Run {
@@ -117,7 +61,7 @@ impl Run {
         let daemon = Some(Daemon::start(&installation).await);
         // The state directory must outlive the daemon.
         std::mem::forget(installation);
-        Run { format, receiver, client, cluster, schema, daemon, knowledge: Knowledge::default(), markers: 0 }
+        Run { format, receiver, client, cluster, schema, daemon, markers: 0 }
     }
 
     /// Replays all cases; a line a case, and the names of those that are wrong.
@@ -130,31 +74,28 @@ impl Run {
         for path in cases() {
             let case = replay.read(&path);
             let name = path.file_stem().unwrap().to_str().unwrap().to_owned();
-            let number: u32 = name[..3].parse().unwrap();
-            if !is_judged(number) && number > 68 {
-                break;
-            }
-            let commits = replay.case(&case).await;
-            let expected = self.expected(&case).await;
-            let got = self.collect(&expected).await;
-            let verdict = self.judge(number, &case, &got, &expected, &commits);
-            let (sent, count) =
+            let before = Effective::read(&self.client).await;
+            replay.case(&case).await;
+            let sent = self.sent_by_flagsmith(&case).await;
+            let got = self.collect(&sent).await;
+            let events = before.events(&Effective::read(&self.client).await);
+            let verdict = self.judge(&got, &sent, &events).await;
+            let (theirs, ours) =
                 (case["flagsmith_sent"].as_array().unwrap().len(), got.values().map(Vec::len).sum::<usize>());
-            let (text, is_wrong) = match &verdict {
-                Ok(text) => ((*text).to_owned(), false),
-                Err(text) => (format!("WRONG: {text}"), is_judged(number)),
+            let text = match verdict {
+                Ok(text) => text,
+                Err(text) => {
+                    wrong.push(format!("{name}: {text}"));
+                    format!("WRONG: {}", text.lines().next().unwrap_or_default())
+                }
             };
-            let line = text.lines().next().unwrap_or_default();
-            table.push_str(&format!("{name:<44} {sent:>9} {count:>8}  {line:.110}\n"));
-            if is_wrong {
-                wrong.push(format!("{name}: {text}"));
-            }
+            table.push_str(&format!("{name:<44} {theirs:>9} {ours:>8}  {text:.110}\n"));
         }
         (table, wrong)
     }
 
     /// What Flagsmith sent, its doubles once, in our format.
-    async fn expected(&self, case: &Json) -> Bodies {
+    async fn sent_by_flagsmith(&self, case: &Json) -> Bodies {
         let mut bodies = Bodies::new();
         let mut seen = BTreeSet::new();
         for sent in case["flagsmith_sent"].as_array().unwrap() {
@@ -173,7 +114,8 @@ impl Run {
         bodies
     }
 
-    /// The documented body of 2020 that says what this body of Flagsmith 2.265 says; `None` where there is none.
+    /// The documented body of 2020 that says what this body of Flagsmith 2.265 says, but for the ids of states and overrides,
+    /// which that one does not have; `None` where there is none.
     async fn as_classic(&self, endpoint: &str, body: &str) -> Option<String> {
         let body: Json = serde_json::from_str(body).unwrap();
         let data = &body["data"];
@@ -182,17 +124,17 @@ impl Run {
             "FLAG_UPDATED" | "FLAG_DELETED" if !endpoint.starts_with("/org") => {
                 let mut classic = json!({
                     "changed_by": self.full_name(data["changed_by"].as_str().unwrap()).await,
-                    "new_state": self.classic_state(&data["new_state"]).await,
+                    "new_state": classic_state(&data["new_state"]),
                     "timestamp": format!("{}Z", &data["timestamp"].as_str().unwrap()[..23]),
                 });
                 if !data["previous_state"].is_null() {
-                    classic["previous_state"] = self.classic_state(&data["previous_state"]).await;
+                    classic["previous_state"] = classic_state(&data["previous_state"]);
                 }
                 json!({ "data": classic, "event_type": body["event_type"] })
             }
             _ => return None,
         };
-        Some(python(&classic))
+        Some(classic.to_string())
     }
 
     async fn full_name(&self, email: &str) -> String {
@@ -200,26 +142,28 @@ impl Run {
         self.client.query_opt(sql, &[&email]).await.unwrap().map_or(email.to_owned(), |row| row.get(0))
     }
 
-    async fn classic_state(&self, state: &Json) -> Json {
-        if state.is_null() {
-            return Json::Null;
+    /// The ids in classic bodies name a state of that feature, environment and identity. What was really deleted cannot be
+    /// looked up any more.
+    async fn check_ids(&self, body: &Json) {
+        for state in [&body["data"]["new_state"], &body["data"]["previous_state"]] {
+            if state.is_null() {
+                continue;
+            }
+            let id = i32::try_from(state["id"].as_i64().unwrap()).unwrap();
+            let sql =
+                "SELECT jsonb_build_array(feature_id, environment_id, identity_id, feature_segment_id)::text
+                       FROM features_featurestate WHERE id = $1";
+            if let Some(row) = self.client.query_opt(sql, &[&id]).await.unwrap() {
+                let row: Json = serde_json::from_str(row.get(0)).unwrap();
+                let shown = json!([
+                    state["feature"]["id"],
+                    state["environment"],
+                    state["identity"],
+                    state["feature_segment"]
+                ]);
+                assert_eq!(shown, row, "{body}");
+            }
         }
-        let id = |value: &Json| value.as_i64().map(|id| i32::try_from(id).unwrap());
-        let sql = "SELECT s.id, s.feature_segment_id FROM features_featurestate s
-                   LEFT JOIN features_featuresegment f ON f.id = s.feature_segment_id
-                   WHERE s.feature_id = $1 AND s.environment_id = $2 AND s.identity_id IS NOT DISTINCT FROM $3
-                     AND f.segment_id IS NOT DISTINCT FROM $4 AND s.deleted_at IS NULL";
-        let (feature, environment) =
-            (id(&state["feature"]["id"]).unwrap(), id(&state["environment"]["id"]).unwrap());
-        let (identity, segment) = (id(&state["identity"]), id(&state["feature_segment"]["segment"]["id"]));
-        let row = self.client.query_one(sql, &[&feature, &environment, &identity, &segment]).await.unwrap();
-        let mut classic = state.clone();
-        classic["environment"] = environment.into();
-        classic["feature"]["project"] = state["feature"]["project"]["id"].clone();
-        classic["id"] = row.get::<_, i32>(0).into();
-        classic["feature_segment"] = row.get::<_, Option<i32>>(1).into();
-        classic.as_object_mut().unwrap().remove("multivariate_feature_state_values");
-        classic
     }
 
     /// What the receiver got of a case: until as much has come as should, and a moment longer.
@@ -247,6 +191,21 @@ impl Run {
             got.entry(received.path.clone()).or_default().push(String::from_utf8(received.body).unwrap());
         }
         self.receiver.clear();
+        check_text(got.values().flatten());
+        if self.format == Format::Classic {
+            for body in got.values_mut().flatten() {
+                let mut json: Json = serde_json::from_str(body).unwrap();
+                self.check_ids(&json).await;
+                for state in ["/data/new_state", "/data/previous_state"] {
+                    if let Some(Json::Object(state)) = json.pointer_mut(state) {
+                        state.remove("id");
+                        state.remove("feature_segment");
+                    }
+                }
+                *body = json.to_string();
+            }
+        }
+        got.values_mut().for_each(|all| all.sort());
         got
     }
 
@@ -259,42 +218,118 @@ impl Run {
         rows.iter().map(|row| (path(row.get(0)), row.get(1))).collect()
     }
 
-    fn judge(
-        &mut self,
-        number: u32,
-        case: &Json,
-        got: &Bodies,
-        expected: &Bodies,
-        commits: &[Commit],
-    ) -> Result<&'static str, String> {
-        let path = if self.format == Format::Current { "/org-plain" } else { "/dev-signed" };
-        for body in got.get(path).into_iter().flatten() {
-            let body: Json = serde_json::from_str(body).unwrap();
-            if body["event_type"].as_str().is_some_and(|kind| kind.starts_with("FLAG_")) {
-                self.knowledge.take(&body)?;
+    /// Equal to what Flagsmith sent, or right where Flagsmith is wrong: then every flag event must be one that the tables
+    /// themselves call for, and all that is no flag event must still be equal.
+    async fn judge(&self, got: &Bodies, sent: &Bodies, events: &[Json]) -> Result<String, String> {
+        if got == sent {
+            return self.judge_events(got, events).await.map(|()| "equal".to_owned());
+        }
+        let (others, theirs) = (without_flags(got), without_flags(sent));
+        if others != theirs {
+            return Err(difference(&others, &theirs));
+        }
+        self.judge_events(got, events).await?;
+        Ok(format!("right where Flagsmith is wrong ({})", self.reason(got, sent)))
+    }
+
+    /// The flag events are those that the tables call for.
+    async fn judge_events(&self, got: &Bodies, events: &[Json]) -> Result<(), String> {
+        let ours = match self.format {
+            Format::Current => flag_events(got.get("/org-plain").into_iter().flatten()),
+            // Endpoints of an environment: those that have one tell of it.
+            Format::Classic => return self.judge_classic(got, events).await,
+        };
+        if ours == events {
+            return Ok(());
+        }
+        let text = |events: &[Json]| events.iter().map(|e| format!("\n    {e}")).collect::<String>();
+        Err(format!(
+            "flag events are not those that the tables call for\n  got{}\n  expected{}",
+            text(&ours),
+            text(events)
+        ))
+    }
+
+    async fn judge_classic(&self, got: &Bodies, events: &[Json]) -> Result<(), String> {
+        for path in ["/dev-signed", "/prod-signed", "/wf-signed"] {
+            let environment = match path {
+                "/dev-signed" => 1,
+                "/prod-signed" => 2,
+                _ => 5,
+            };
+            let of_environment = |event: &Json| {
+                [&event[1], &event[2]].iter().any(|state| state["environment"]["id"] == environment)
+            };
+            let mut expected: Vec<Json> = events.iter().filter(|e| of_environment(e)).map(reduced).collect();
+            expected.sort_by_key(Json::to_string);
+            let bodies = got.get(path).into_iter().flatten();
+            let mut ours: Vec<Json> = flag_events(bodies).iter().map(reduced).collect();
+            ours.sort_by_key(Json::to_string);
+            if ours != expected {
+                return Err(format!("{path}: {ours:?} instead of {expected:?}"));
             }
         }
-        let mut got = got.clone();
-        got.values_mut().for_each(|all| all.sort());
-        if BY_SQL.contains(&number) {
-            return judge_sql(case, &got, commits, self.format);
-        }
-        if PREVIOUS_STATE_WRONG.contains(&number) {
-            return if got == *expected {
-                Err("Flagsmith is right after all".into())
-            } else if without_previous(&got) == without_previous(expected) {
-                Ok("right where Flagsmith is wrong (previous_state)")
-            } else {
-                Err(difference(&got, expected))
-            };
-        }
-        if got != *expected {
-            return Err(difference(&got, expected));
-        }
-        let sent = case["flagsmith_sent"].as_array().unwrap().len();
-        let is_double = self.format == Format::Current && sent != got.values().map(Vec::len).sum::<usize>();
-        Ok(if is_double { "equal, Flagsmith's doubles once" } else { "equal" })
+        Ok(())
     }
+
+    /// The row of SEMANTICS.md §6 that explains why Flagsmith sent something else.
+    fn reason(&self, got: &Bodies, sent: &Bodies) -> &'static str {
+        let flags = |bodies: &Bodies| -> Vec<Json> {
+            let all = bodies.values().flatten().map(|body| serde_json::from_str::<Json>(body).unwrap());
+            all.filter(|body| body["event_type"].as_str().is_some_and(|kind| kind.starts_with("FLAG_")))
+                .collect()
+        };
+        let (ours, theirs) = (flags(got), flags(sent));
+        let without = |key: &str, all: &[Json]| -> BTreeSet<String> {
+            let strip = |body: &Json| {
+                let mut body = body.clone();
+                body["data"].as_object_mut().unwrap().remove(key);
+                body.to_string()
+            };
+            all.iter().map(strip).collect()
+        };
+        let is_deletion = |body: &Json| body["event_type"] == "FLAG_DELETED";
+        if !theirs.is_empty() && without("previous_state", &ours) == without("previous_state", &theirs) {
+            "previous_state is an older one"
+        } else if theirs.iter().any(is_deletion) {
+            "deletion told with user and time of the last edit"
+        } else if ours.iter().any(is_deletion) {
+            "override removed: sends nothing"
+        } else if ours.iter().all(|body| body["data"]["changed_by"] == "" && without_others(sent)) {
+            "changed by SQL: sends nothing"
+        } else if theirs.is_empty() {
+            "priority or variants: audit log only"
+        } else {
+            "feature created in a versioned environment: sends nothing there"
+        }
+    }
+}
+
+fn without_others(bodies: &Bodies) -> bool {
+    bodies.values().all(Vec::is_empty)
+}
+
+/// What both formats show of an event.
+fn reduced(event: &Json) -> Json {
+    let state = |state: &Json| match state {
+        Json::Null => Json::Null,
+        state => {
+            json!([state["enabled"], state["feature_state_value"], state["feature"]["id"], state["identity"]])
+        }
+    };
+    json!([event[0], state(&event[1]), state(&event[2])])
+}
+
+/// The bodies that are no flag events.
+fn without_flags(bodies: &Bodies) -> Bodies {
+    let is_flag = |body: &String| {
+        let body: Json = serde_json::from_str(body).unwrap();
+        body["event_type"].as_str().is_some_and(|kind| kind.starts_with("FLAG_"))
+    };
+    let others = bodies
+        .iter()
+        .map(|(path, all)| (path.clone(), all.iter().filter(|b| !is_flag(b)).cloned().collect()));
+    others.filter(|(_, all): &(String, Vec<String>)| !all.is_empty()).collect()
 }
 
 fn classic_audit(data: &Json) -> Json {
@@ -309,17 +344,35 @@ fn classic_audit(data: &Json) -> Json {
     audit
 }
 
-/// Python's `json.dumps(…, sort_keys=True)`, by Python itself: the oracle must not be the code under test.
-fn python(value: &Json) -> String {
-    let script = "import json,sys; sys.stdout.write(json.dumps(json.load(sys.stdin), sort_keys=True))";
+fn classic_state(state: &Json) -> Json {
+    let mut classic = state.clone();
+    if let Some(fields) = classic.as_object_mut() {
+        fields["environment"] = state["environment"]["id"].clone();
+        fields["feature"]["project"] = state["feature"]["project"]["id"].clone();
+        fields.remove("multivariate_feature_state_values");
+        fields.remove("feature_segment");
+    }
+    classic
+}
+
+/// Each body is what Python's `json.dumps(…, sort_keys=True)` writes, asked of Python itself.
+fn check_text<'a>(bodies: impl Iterator<Item = &'a String>) {
+    let bodies: Vec<&str> = bodies.map(String::as_str).collect();
+    let script =
+        "import json,sys\nfor line in sys.stdin: print(json.dumps(json.loads(line), sort_keys=True))";
     let mut child = std::process::Command::new("python3")
         .args(["-c", script])
         .stdin(std::process::Stdio::piped())
         .stdout(std::process::Stdio::piped())
         .spawn()
         .unwrap();
-    child.stdin.take().unwrap().write_all(value.to_string().as_bytes()).unwrap();
-    String::from_utf8(child.wait_with_output().unwrap().stdout).unwrap()
+    let input: String = bodies.iter().map(|body| format!("{body}\n")).collect();
+    let mut stdin = child.stdin.take().unwrap();
+    let writer = std::thread::spawn(move || stdin.write_all(input.as_bytes()).unwrap());
+    let output = child.wait_with_output().unwrap();
+    writer.join().unwrap();
+    let written = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(written.lines().collect::<Vec<_>>(), bodies);
 }
 
 /// Every endpoint that has a secret gets a signature that fits it, and no other gets one.
@@ -328,45 +381,6 @@ fn check_signature(received: &Received, secrets: &HashMap<String, String>) {
     let expected = flagpost::delivery::flagsmith_signature(secret, &received.body);
     assert_eq!(received.header("x-flagsmith-signature"), expected.as_deref(), "{}", received.path);
     assert_eq!(received.header("content-type"), Some("application/json"));
-}
-
-/// Changed by SQL: one `FLAG_UPDATED` for each value that really changed, by nobody, at the commit.
-fn judge_sql(case: &Json, got: &Bodies, commits: &[Commit], format: Format) -> Result<&'static str, String> {
-    let changed: Vec<&Json> =
-        case["transactions"][0]["changes"].as_array().unwrap().iter().map(|c| &c["new"]).collect();
-    let at = commits[0].at;
-    let digits = if format == Format::Current { 6 } else { 3 };
-    let timestamp = at.strftime(&format!("%Y-%m-%dT%H:%M:%S.%{digits}fZ")).to_string();
-    let mut flags = BTreeSet::new();
-    for body in got.values().flatten() {
-        let body: Json = serde_json::from_str(body).unwrap();
-        let data = &body["data"];
-        let (new, previous) = (&data["new_state"], &data["previous_state"]);
-        let is_right = body["event_type"] == "FLAG_UPDATED"
-            && data["changed_by"] == ""
-            && data["timestamp"].as_str().is_some_and(|t| t[..22] == timestamp[..22])
-            && new != previous;
-        if !is_right {
-            return Err(format!("not as a change by SQL must be told (committed {timestamp}): {body}"));
-        }
-        flags.insert(Knowledge::flag(new));
-    }
-    // A statement writes rows that do not change as well; those are no events.
-    if flags.is_empty() || flags.len() > changed.len() {
-        return Err(format!("{} flags for {} rows", flags.len(), changed.len()));
-    }
-    Ok("right where Flagsmith sends nothing (changed by SQL)")
-}
-
-fn without_previous(bodies: &Bodies) -> Bodies {
-    let strip = |body: &String| {
-        let mut body: Json = serde_json::from_str(body).unwrap();
-        if let Some(data) = body["data"].as_object_mut() {
-            data.remove("previous_state");
-        }
-        body.to_string()
-    };
-    bodies.iter().map(|(path, all)| (path.clone(), all.iter().map(strip).collect())).collect()
 }
 
 /// The first place where two sets of bodies part, short enough to read.

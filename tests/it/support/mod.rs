@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use flagpost::demo::cluster::Options;
 
 pub(crate) mod flagsmith;
+pub(crate) mod oracle;
 pub(crate) mod process;
 pub(crate) mod replay;
 
