@@ -304,6 +304,11 @@ impl fmt::Display for Key {
     }
 }
 
+/// The primary key of a row: always its first column.
+pub fn key_of(row: &Row) -> Key {
+    row.text(0).map_or(Key::Int(0), Key::parse)
+}
+
 /// What happened to one row.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Op {

@@ -211,6 +211,19 @@ impl Table {
     }
 }
 
+/// What this version of Flagsmith can do, as far as the mirror's answers depend on it.
+#[derive(Debug, Clone, Copy)]
+pub struct Capabilities {
+    /// `features_featurestate` has `version` and `live_from`: a state without them is a draft.
+    pub state_versions: bool,
+}
+
+impl Default for Capabilities {
+    fn default() -> Self {
+        Capabilities { state_versions: true }
+    }
+}
+
 /// Columns of `organisations_organisation`.
 pub mod organisation {
     use super::{Column, optional, required};

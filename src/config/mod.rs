@@ -334,6 +334,30 @@ mod tests {
     }
 
     #[test]
+    fn the_example_names_every_key_and_shows_its_default() {
+        let example = include_str!("../../flagpost.example.toml");
+        // A key is a comment without a space; prose has one.
+        let uncommented: String = example
+            .lines()
+            .map(|line| line.strip_prefix('#').filter(|rest| !rest.starts_with(' ')).unwrap_or(line))
+            .map(|line| format!("{line}\n"))
+            .collect();
+        let table: toml::Table = uncommented.parse().unwrap();
+        for (section, key) in raw::KEYS {
+            assert!(table[*section].get(*key).is_some(), "{section}.{key} is not in the example");
+        }
+        let password = tempfile::NamedTempFile::new().unwrap();
+        let shown =
+            load(&uncommented.replace("/etc/flagpost/password", password.path().to_str().unwrap()), &[])
+                .unwrap();
+        let default = load("", &[URL]).unwrap();
+        assert_eq!((shown.settle, shown.timeouts.whole), (default.settle, default.timeouts.whole));
+        assert_eq!((&shown.schedule, shown.max_in_flight), (&default.schedule, default.max_in_flight));
+        assert_eq!((&shown.names, shown.formats.default), (&default.names, default.formats.default));
+        assert_eq!(load(example, &[URL]).unwrap().names, default.names);
+    }
+
+    #[test]
     fn no_secret_is_shown() {
         let config = load("", &[URL]).unwrap();
         assert!(!format!("{config:?}").contains("pw"));

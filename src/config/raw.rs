@@ -94,7 +94,7 @@ pub(super) struct Log {
 }
 
 /// Keys that a single environment variable can hold. `webhooks.endpoint` is a list of tables and cannot.
-const KEYS: &[(&str, &str)] = &[
+pub(super) const KEYS: &[(&str, &str)] = &[
     ("database", "url"),
     ("database", "password_file"),
     ("source", "mode"),

@@ -225,7 +225,7 @@ impl Engine {
 
     fn slot_of_changed_state(&self, change: &RowChange) -> Option<Slot> {
         let key = match &change.op {
-            Op::Update { old_key, new } => old_key.clone().unwrap_or_else(|| crate::mirror::key_of(new)),
+            Op::Update { old_key, new } => old_key.clone().unwrap_or_else(|| crate::change::key_of(new)),
             Op::Delete { key } => key.clone(),
             Op::Insert { .. } | Op::Truncate => return None,
         };
@@ -238,9 +238,9 @@ impl Engine {
     fn slots_touched(&self, change: &RowChange) -> Vec<(Slot, Touch)> {
         let mirror = &self.mirror;
         let (key, new) = match &change.op {
-            Op::Insert { new } => (crate::mirror::key_of(new), Some(new)),
+            Op::Insert { new } => (crate::change::key_of(new), Some(new)),
             Op::Update { old_key, new } => {
-                (old_key.clone().unwrap_or_else(|| crate::mirror::key_of(new)), Some(new))
+                (old_key.clone().unwrap_or_else(|| crate::change::key_of(new)), Some(new))
             }
             Op::Delete { key } => (key.clone(), None),
             Op::Truncate => return Vec::new(),

@@ -8,7 +8,8 @@ use serde_json::Value as Json;
 
 use super::*;
 use crate::change::{Field, Key, Lsn, Op, RowChange, Transaction};
-use crate::mirror::{Capabilities, Mirror};
+use crate::mirror::Mirror;
+use crate::schema::Capabilities;
 use crate::schema::Table;
 
 const SETTLE: Settle = Settle { quiet: Duration::from_millis(100), max: Duration::from_secs(1) };

@@ -9,8 +9,8 @@ use std::collections::{BTreeSet, HashMap};
 use super::author::Attribution;
 use super::engine::Cause;
 use super::{Commit, Engine, Out};
-use crate::change::{Key, Micros, Op, Row, RowChange};
-use crate::mirror::{Mirror, Slot, flag_of_version, key_of};
+use crate::change::{Key, Micros, Op, Row, RowChange, key_of};
+use crate::mirror::{Mirror, Slot, flag_of_version};
 use crate::schema::{Table, feature_state, feature_version, state_history};
 
 /// What goes live.

@@ -14,9 +14,9 @@ mod view;
 
 use std::collections::{HashMap, HashSet, VecDeque};
 
-use crate::change::{Key, Op, Row, RowChange, Transaction};
+use crate::change::{Key, Op, Row, RowChange, Transaction, key_of};
 use crate::schema::{
-    Table, environment_webhook, feature_segment, feature_state, feature_version, mv_value,
+    Capabilities, Table, environment_webhook, feature_segment, feature_state, feature_version, mv_value,
     organisation_webhook, state_history, state_value,
 };
 
@@ -30,19 +30,6 @@ const LOOSE_IDENTITIES: usize = 20_000;
 
 /// History records of environments are kept until their audit row has come (0.2 to 2 s later); so many at most.
 const ENVIRONMENT_HISTORY: usize = 1_000;
-
-/// What this version of Flagsmith can do, as far as the mirror's answers depend on it.
-#[derive(Debug, Clone, Copy)]
-pub struct Capabilities {
-    /// `features_featurestate` has `version` and `live_from`: a state without them is a draft.
-    pub state_versions: bool,
-}
-
-impl Default for Capabilities {
-    fn default() -> Self {
-        Capabilities { state_versions: true }
-    }
-}
 
 /// A change of the mirror that must be made in the ledger too.
 #[derive(Debug, Clone)]
@@ -97,11 +84,6 @@ impl Rows {
         let ints = self.ints.keys().map(|id| Key::Int(*id));
         ints.chain(self.texts.keys().map(|text| Key::Text(text.clone()))).collect()
     }
-}
-
-/// The primary key of a row: always its first column.
-pub fn key_of(row: &Row) -> Key {
-    row.text(0).map_or(Key::Int(0), Key::parse)
 }
 
 /// See the module's documentation.

@@ -63,7 +63,7 @@ impl Assembler {
                 self.change(relation, |layout| {
                     let old_key = old.as_ref().map(|old| layout.key(old)).transpose()?;
                     let new = layout.row(&new);
-                    let is_other = |key: &Key| *key != crate::mirror::key_of(&new);
+                    let is_other = |key: &Key| *key != crate::change::key_of(&new);
                     Ok(Op::Update { old_key: old_key.filter(is_other), new })
                 })?;
             }
@@ -307,7 +307,7 @@ mod tests {
         let changes = assembler.take(commit()).unwrap().unwrap().changes;
         let Op::Insert { new } = &changes[0].op else { panic!() };
         let Op::Delete { key } = &changes[1].op else { panic!() };
-        assert_eq!(crate::mirror::key_of(new), *key);
+        assert_eq!(crate::change::key_of(new), *key);
         assert_eq!(new.text(0), Some(digest("prefix.pbkdf2_sha256$hash").as_str()));
         assert_eq!(new.text(1), Some("CI"));
     }

@@ -9,7 +9,7 @@ use tokio_postgres::Client;
 use super::conn_info::ConnInfo;
 use super::sql::sql_error;
 use crate::error::{Error, Kind, Result};
-use crate::mirror::Capabilities;
+use crate::schema::Capabilities;
 use crate::schema::{Need, Table, feature_state};
 
 /// `server_version_num` of the first version that has column lists in publications.

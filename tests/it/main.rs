@@ -3,6 +3,7 @@
 // These lints keep the daemon from panicking; a test is meant to.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
+mod architecture;
 mod bad_input;
 mod cli;
 mod cluster;
