@@ -4,6 +4,7 @@
 use std::error::Error as StdError;
 use std::time::Duration;
 
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use reqwest::header::{CONTENT_TYPE, HeaderName, HeaderValue, USER_AGENT};
 use url::Url;
 
@@ -16,6 +17,12 @@ use crate::ledger::{Due, Endpoint};
 pub const EVENT_ID: HeaderName = HeaderName::from_static("x-flagpost-event-id");
 /// What happened: `created`, `updated`, `removed`, with the scope as a parameter.
 pub const ACTION: HeaderName = HeaderName::from_static("x-flagpost-action");
+/// The event's number among those of its flag (or audit log), from 1, without gaps.
+pub const SEQUENCE: HeaderName = HeaderName::from_static("x-flagpost-sequence");
+/// `workflows_core_changerequest.id` of the change request that caused the event, if one did.
+pub const CHANGE_REQUEST_ID: HeaderName = HeaderName::from_static("x-flagpost-change-request-id");
+/// Its title, percent-encoded UTF-8 (RFC 3986 §2.1).
+pub const CHANGE_REQUEST_TITLE: HeaderName = HeaderName::from_static("x-flagpost-change-request-title");
 /// Flagsmith's own signature header.
 pub const SIGNATURE: HeaderName = HeaderName::from_static("x-flagsmith-signature");
 
@@ -96,7 +103,12 @@ impl Client {
             .header(CONTENT_TYPE, "application/json")
             .header(USER_AGENT, concat!("flagpost/", env!("CARGO_PKG_VERSION")))
             .header(EVENT_ID, &due.event_id)
-            .header(ACTION, &due.action);
+            .header(ACTION, &due.action)
+            .header(SEQUENCE, due.sequence);
+        if let Some((id, title)) = &due.change_request {
+            let title = utf8_percent_encode(title, NON_ALPHANUMERIC).to_string();
+            request = request.header(CHANGE_REQUEST_ID, *id).header(CHANGE_REQUEST_TITLE, title);
+        }
         if let Some(signature) = flagsmith_signature(&endpoint.secret, due.body.as_bytes())
             && let Ok(value) = HeaderValue::from_str(&signature)
         {

@@ -24,7 +24,9 @@ use crate::error::{Error, Result};
 use crate::event::EndpointKey;
 use crate::ledger::{Due, Endpoint, Newsstand, Outcome, Reader, Verdict, Write};
 
-pub use client::{ACTION, Answer, Client, EVENT_ID, SIGNATURE, Timeouts};
+pub use client::{
+    ACTION, Answer, CHANGE_REQUEST_ID, CHANGE_REQUEST_TITLE, Client, EVENT_ID, SEQUENCE, SIGNATURE, Timeouts,
+};
 pub use guard::{Guard, Refused};
 pub use retry::Schedule;
 pub use sign::flagsmith_signature;

@@ -11,13 +11,13 @@ use super::group::{Group, Touch};
 use super::schedule::{Timer, Timers};
 use super::version::version_slot;
 use super::{
-    Action, AuditPayload, Author, Commit, EndpointKey, Event, EventId, FlagPayload, Formats, Kind, Payload,
+    Action, AuditPayload, Author, ChangeRequest, Commit, EndpointKey, Event, EventId, FlagPayload, Formats, Kind, Payload,
     Recipient, Scope, Verb, recipients,
 };
 use crate::change::{Key, Lsn, Micros, Op, Row, RowChange, Transaction};
 use crate::mirror::{Mirror, Persist, Slot, StateView, Target};
 use crate::schema::{
-    Table, audit_log, environment, feature, feature_state, mv_history, mv_value, project, state_history,
+    Table, audit_log, change_request, environment, feature, feature_state, feature_version, mv_history, mv_value, project, state_history,
     state_value, value_history,
 };
 
@@ -441,6 +441,7 @@ impl Engine {
             environment: Some(slot.environment),
             feature: Some(slot.feature),
             feature_name: shown.feature.text(feature::NAME).map(str::to_owned),
+            change_request: self.change_request_of(slot, before.as_ref(), after.as_ref(), commit.time),
             commit,
             payload: Payload::Flag(Box::new(FlagPayload { previous: before, new: after, author, at })),
         })
@@ -466,6 +467,30 @@ impl Engine {
         let publication = after.version.as_ref().and_then(Mark::of_publication);
         let kept = || self.mirror.mark_of(after.state_id()).and_then(Mark::of_state_history);
         publication.or_else(|| attribution.of_change().cloned()).or_else(kept)
+    }
+
+    /// The change request that a flag value changed by: of the version that went live, or of the state.
+    fn change_request_of(
+        &self,
+        slot: &Slot,
+        before: Option<&StateView>,
+        after: Option<&StateView>,
+        at: Micros,
+    ) -> Option<ChangeRequest> {
+        let version_before = before.and_then(|view| view.version.as_ref());
+        let live = self.mirror.live_version(slot.feature, slot.environment, at);
+        let published = live.filter(|live| version_before.is_some_and(|before| before != *live));
+        if let Some(version) = published {
+            return self.change_request(version.int(feature_version::CHANGE_REQUEST_ID)?);
+        }
+        let after = after.filter(|after| before.is_none_or(|before| before.state_id() != after.state_id()))?;
+        self.change_request(after.state.int(feature_state::CHANGE_REQUEST_ID)?)
+    }
+
+    pub(super) fn change_request(&self, id: i64) -> Option<ChangeRequest> {
+        let row = self.mirror.row_by_id(Table::ChangeRequest, id);
+        let title = row.and_then(|row| row.text(change_request::TITLE)).unwrap_or_default().to_owned();
+        Some(ChangeRequest { id, title })
     }
 
     /// Whether anybody is told of flags in an environment: not below a deletion, and not while a clone fills it.
@@ -502,6 +527,7 @@ impl Engine {
             environment: environment_row.as_ref().and_then(|e| e.int(environment::ID)),
             feature: None,
             feature_name: None,
+            change_request: None,
             commit,
             payload: Payload::Audit(Box::new(AuditPayload {
                 audit: row,

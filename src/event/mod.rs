@@ -202,10 +202,21 @@ pub struct Event {
     pub feature: Option<i64>,
     /// The feature's name of a flag event, for people.
     pub feature_name: Option<String>,
+    /// The change request that caused it, if one did.
+    pub change_request: Option<ChangeRequest>,
     /// Position, transaction and time of the commit that completed it.
     pub commit: Commit,
     /// What it says.
     pub payload: Payload,
+}
+
+/// A row of `workflows_core_changerequest`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ChangeRequest {
+    /// `id`
+    pub id: i64,
+    /// `title`; empty where the mirror does not have the row.
+    pub title: String,
 }
 
 /// Where in the stream something happened.

@@ -81,6 +81,9 @@ impl Engine {
             environment: environment_row.int(environment::ID),
             feature: Some(slot.feature),
             feature_name: feature_row.text(feature::NAME).map(str::to_owned),
+            change_request: version
+                .int(feature_version::CHANGE_REQUEST_ID)
+                .and_then(|id| self.change_request(id)),
             commit: cause.commit(),
             payload: Payload::Version(Box::new(VersionPayload {
                 states: self.mirror.states_of_version(&version),

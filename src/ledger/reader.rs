@@ -53,7 +53,8 @@ impl Reader {
         let mut statement = self
             .connection
             .prepare_cached(
-                "SELECT d.event, e.id, e.action, e.feature, d.lane, b.body, d.attempts, e.commit_time, e.recorded_at
+                "SELECT d.event, e.id, e.action, e.feature, d.lane, b.body, d.attempts, e.commit_time, e.recorded_at,
+                        e.sequence, e.change_request_id, e.change_request
                  FROM delivery d JOIN event e ON e.seq = d.event
                  JOIN body b ON b.event = d.event AND b.format = d.format
                  WHERE d.endpoint = ?1 AND d.status = 0 AND d.next_at <= ?2
@@ -256,5 +257,7 @@ fn due(endpoint: EndpointKey, row: &SqlRow<'_>) -> rusqlite::Result<Due> {
         attempts: row.get(6)?,
         commit_time: Micros(row.get(7)?),
         recorded_at: Micros(row.get(8)?),
+        sequence: row.get(9)?,
+        change_request: row.get::<_, Option<i64>>(10)?.zip(row.get(11)?),
     })
 }

@@ -1,7 +1,7 @@
 //! What the ledger is told, and what it gives back.
 
 use crate::change::{Lsn, Micros};
-use crate::event::{EndpointKey, Event, Format, Recipient};
+use crate::event::{ChangeRequest, EndpointKey, Event, Format, Kind, Recipient};
 use crate::mirror::{Persist, Slot};
 
 /// An event with its bodies and the deliveries to be made, as it is written.
@@ -15,10 +15,12 @@ pub struct EventRecord {
     pub(super) environment: Option<i64>,
     pub(super) feature: Option<i64>,
     pub(super) feature_name: Option<String>,
+    pub(super) change_request: Option<ChangeRequest>,
     pub(super) lsn: Lsn,
     pub(super) xid: u64,
     pub(super) commit_time: Micros,
     pub(super) lane: String,
+    pub(super) sequence: String,
     pub(super) bodies: Vec<(Format, String)>,
     pub(super) recipients: Vec<Recipient>,
 }
@@ -42,10 +44,12 @@ impl EventRecord {
             environment: event.environment,
             feature: event.feature,
             feature_name: event.feature_name.clone(),
+            change_request: event.change_request.clone(),
             lsn: event.commit.end_lsn,
             xid: event.commit.xid,
             commit_time: event.commit.time,
             lane: lane(event),
+            sequence: sequence(event),
             bodies: formats.into_iter().map(|format| (format, format.body(event))).collect(),
             recipients,
         }
@@ -58,6 +62,14 @@ fn lane(event: &Event) -> String {
     match event.feature {
         Some(feature) => format!("flag {feature}/{}", id(event.environment)),
         None => format!("audit {}/{}", id(event.project), id(event.environment)),
+    }
+}
+
+/// What is numbered without gaps. Publications are numbered apart from flag events: not everybody who gets these gets those.
+fn sequence(event: &Event) -> String {
+    match event.kind {
+        Kind::NewVersionPublished => format!("version {}", lane(event)),
+        Kind::FlagUpdated | Kind::FlagDeleted | Kind::AuditLogCreated => lane(event),
     }
 }
 
@@ -131,6 +143,10 @@ pub struct Due {
     pub action: String,
     /// The feature's name, for the log.
     pub feature: Option<String>,
+    /// The event's number among those of its flag, from 1.
+    pub sequence: i64,
+    /// The change request that caused it: id and title.
+    pub change_request: Option<(i64, String)>,
     /// What keeps its order.
     pub lane: String,
     /// The exact bytes to send.

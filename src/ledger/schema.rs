@@ -6,6 +6,7 @@
 //! | `mirror` | the mirror's rows, packed ([`crate::change::Row`]); secrets and URLs sealed |
 //! | `open_group` | changes that have not settled yet |
 //! | `event`, `body` | events with their exact bodies, one for each format in use |
+//! | `sequence` | the last number given to an event of each flag, each audit log |
 //! | `delivery` | event × endpoint: what is to be sent, and what became of it |
 //! | `attempt` | every try, with the answer |
 //!
@@ -51,11 +52,15 @@ CREATE TABLE event (
     environment_id INTEGER,
     feature_id INTEGER,
     feature TEXT,
+    sequence INTEGER NOT NULL,
+    change_request_id INTEGER,
+    change_request TEXT,
     lsn TEXT NOT NULL,
     xid INTEGER NOT NULL,
     commit_time INTEGER NOT NULL,
     recorded_at INTEGER NOT NULL
 );
+CREATE TABLE sequence (name TEXT PRIMARY KEY, last INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE body (
     event INTEGER NOT NULL, format TEXT NOT NULL, body TEXT NOT NULL, PRIMARY KEY (event, format)
 ) WITHOUT ROWID;

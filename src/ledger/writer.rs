@@ -179,8 +179,10 @@ impl Writer {
             .connection
             .prepare_cached(
                 "INSERT INTO event (id, kind, action, organisation_id, project_id, environment_id, feature_id, feature,
-                     lsn, xid, commit_time, recorded_at)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12) ON CONFLICT (id) DO NOTHING",
+                     sequence, change_request_id, change_request, lsn, xid, commit_time, recorded_at)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8,
+                     1 + coalesce((SELECT last FROM sequence WHERE name = ?9), 0), ?10, ?11, ?12, ?13, ?14, ?15)
+                 ON CONFLICT (id) DO NOTHING",
             )?
             .execute(params![
                 event.id,
@@ -191,6 +193,9 @@ impl Writer {
                 event.environment,
                 event.feature,
                 event.feature_name,
+                event.sequence,
+                event.change_request.as_ref().map(|request| request.id),
+                event.change_request.as_ref().map(|request| &request.title),
                 event.lsn.to_string(),
                 i64::try_from(event.xid).unwrap_or(i64::MAX),
                 event.commit_time.0,
@@ -201,6 +206,11 @@ impl Writer {
             return Ok(());
         }
         let seq = self.connection.last_insert_rowid();
+        self.connection
+            .prepare_cached(
+                "INSERT INTO sequence VALUES (?1, 1) ON CONFLICT (name) DO UPDATE SET last = last + 1",
+            )?
+            .execute([&event.sequence])?;
         for (format, body) in &event.bodies {
             self.connection.prepare_cached("INSERT INTO body VALUES (?1, ?2, ?3)")?.execute(params![
                 seq,

@@ -44,6 +44,8 @@ struct Run {
     cluster: Cluster,
     schema: Schema,
     daemon: Option<Daemon>,
+    /// Numbers by endpoint and flag.
+    sequences: BTreeMap<String, Vec<u64>>,
     markers: u32,
 }
 
@@ -61,7 +63,7 @@ impl Run {
         let daemon = Some(Daemon::start(&installation).await);
         // The state directory must outlive the daemon.
         std::mem::forget(installation);
-        Run { format, receiver, client, cluster, schema, daemon, markers: 0 }
+        Run { format, receiver, client, cluster, schema, daemon, sequences: BTreeMap::new(), markers: 0 }
     }
 
     /// Replays all cases; a line a case, and the names of those that are wrong.
@@ -188,6 +190,7 @@ impl Run {
         let mut got = Bodies::new();
         for received in self.receiver.all().into_iter().filter(|r| !is_marker(r)) {
             check_signature(&received, &secrets);
+            self.check_sequence(&received);
             got.entry(received.path.clone()).or_default().push(String::from_utf8(received.body).unwrap());
         }
         self.receiver.clear();
@@ -207,6 +210,21 @@ impl Run {
         }
         got.values_mut().for_each(|all| all.sort());
         got
+    }
+
+    /// Events of one flag are numbered without gaps, for whoever gets them all.
+    fn check_sequence(&mut self, received: &Received) {
+        let body: Json = serde_json::from_slice(&received.body).unwrap();
+        let is_flag = body["event_type"].as_str().is_some_and(|kind| kind.starts_with("FLAG_"));
+        if !is_flag || received.path == "/dev-plain" {
+            return;
+        }
+        let data = &body["data"];
+        let state = if data["new_state"].is_null() { &data["previous_state"] } else { &data["new_state"] };
+        let environment = state["environment"].get("id").unwrap_or(&state["environment"]);
+        let flag = format!("{} {}/{environment}", received.path, state["feature"]["id"]);
+        let number: u64 = received.header("x-flagpost-sequence").unwrap().parse().unwrap();
+        self.sequences.entry(flag).or_default().push(number);
     }
 
     /// The endpoints' secrets as they are now, by path.
@@ -414,6 +432,12 @@ async fn replay_all(format: Format, title: &str) {
         daemon.terminate().await.success();
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n\n"));
+    for (flag, mut numbers) in run.sequences {
+        numbers.sort_unstable();
+        let first = numbers[0];
+        let expected: Vec<u64> = (first..).take(numbers.len()).collect();
+        assert_eq!(numbers, expected, "{flag}");
+    }
 }
 
 #[tokio::test]

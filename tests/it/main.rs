@@ -15,4 +15,5 @@ mod golden_daemon;
 mod idle;
 mod receiver;
 mod replication;
+mod schedule;
 mod support;
