@@ -12,7 +12,7 @@ use crate::mirror::Mirror;
 use crate::schema::Capabilities;
 use crate::schema::Table;
 
-const SETTLE: Settle = Settle { quiet: Duration::from_millis(100), max: Duration::from_secs(1) };
+pub(super) const SETTLE: Settle = Settle { quiet: Duration::from_millis(100), max: Duration::from_secs(1) };
 
 fn golden() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden")
@@ -22,7 +22,7 @@ fn read(path: &Path) -> Json {
     serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
 }
 
-fn cases() -> Vec<(String, Json)> {
+pub(super) fn cases() -> Vec<(String, Json)> {
     let mut paths: Vec<PathBuf> =
         std::fs::read_dir(golden().join("cases")).unwrap().map(|e| e.unwrap().path()).collect();
     paths.sort();
@@ -38,7 +38,7 @@ fn text_of(value: &Json) -> Option<String> {
     }
 }
 
-fn row(table: Table, new: &Json, absent: Field<'static>) -> Row {
+pub(super) fn row(table: Table, new: &Json, absent: Field<'static>) -> Row {
     let texts: Vec<Option<Option<String>>> =
         table.columns().iter().map(|c| new.get(c.name).map(text_of)).collect();
     let fields: Vec<Field<'_>> = texts
@@ -52,7 +52,7 @@ fn row(table: Table, new: &Json, absent: Field<'static>) -> Row {
     Row::pack(&fields)
 }
 
-fn transaction(json: &Json) -> Transaction {
+pub(super) fn transaction(json: &Json) -> Transaction {
     let changes = json["changes"].as_array().unwrap().iter().filter_map(|change| {
         let table = Table::by_name(change["table"].as_str()?)?;
         let op = match change["op"].as_str()? {
@@ -74,19 +74,19 @@ fn transaction(json: &Json) -> Transaction {
     }
 }
 
-struct Sent {
+pub(super) struct Sent {
     path: String,
     body: String,
     action: String,
     id: EventId,
 }
 
-struct Harness {
-    engine: Engine,
+pub(super) struct Harness {
+    pub(super) engine: Engine,
 }
 
 impl Harness {
-    fn new(format: Format, settle: Settle) -> Harness {
+    pub(super) fn new(format: Format, settle: Settle) -> Harness {
         let mut mirror = Mirror::new(Capabilities::default());
         for (table, rows) in read(&golden().join("base.json")).as_object().unwrap() {
             let Some(table) = Table::by_name(table) else { continue };
@@ -98,7 +98,7 @@ impl Harness {
         Harness { engine: Engine::new(mirror, "7351".into(), settle, formats, false) }
     }
 
-    fn play(&mut self, case: &Json) -> Vec<Sent> {
+    pub(super) fn play(&mut self, case: &Json) -> Vec<Sent> {
         let mut effects = Vec::new();
         for json in case["transactions"].as_array().unwrap() {
             self.engine.transaction(transaction(json), &mut |e| effects.push(e));
@@ -267,7 +267,7 @@ fn toggled(state: &Row) -> Row {
     Row::pack(&fields)
 }
 
-fn events(effects: Vec<Effect>) -> Vec<Event> {
+pub(super) fn events(effects: Vec<Effect>) -> Vec<Event> {
     let event = |effect| if let Effect::Event(event, _) = effect { Some(*event) } else { None };
     effects.into_iter().filter_map(event).collect()
 }

@@ -12,6 +12,8 @@ mod group;
 mod id;
 mod route;
 mod schedule;
+#[cfg(test)]
+mod schedule_tests;
 mod version;
 
 use crate::change::{Lsn, Micros, Row};
