@@ -611,6 +611,10 @@ pub mod feature_segment {
     pub const ENVIRONMENT_ID: usize = 4;
     /// `environment_feature_version_id`
     pub const ENVIRONMENT_FEATURE_VERSION_ID: usize = 5;
+    /// `value`; only in old databases, where the override's state has no value of its own.
+    pub const VALUE: usize = 6;
+    /// `value_type`; `int`, `bool`, or text.
+    pub const VALUE_TYPE: usize = 7;
 
     pub(super) const COLUMNS: &[Column] = &[
         required("id"),
@@ -619,6 +623,8 @@ pub mod feature_segment {
         required("segment_id"),
         optional("environment_id"),
         optional("environment_feature_version_id"),
+        optional("value"),
+        optional("value_type"),
     ];
 }
 

@@ -11,14 +11,14 @@ use super::group::{Group, Touch};
 use super::schedule::{Timer, Timers};
 use super::version::version_slot;
 use super::{
-    Action, AuditPayload, Author, ChangeRequest, Commit, EndpointKey, Event, EventId, FlagPayload, Formats, Kind, Payload,
-    Recipient, Scope, Verb, recipients,
+    Action, AuditPayload, Author, ChangeRequest, Commit, EndpointKey, Event, EventId, FlagPayload, Formats,
+    Kind, Payload, Recipient, Scope, Verb, recipients,
 };
 use crate::change::{Key, Lsn, Micros, Op, Row, RowChange, Transaction};
 use crate::mirror::{Mirror, Persist, Slot, StateView, Target};
 use crate::schema::{
-    Table, audit_log, change_request, environment, feature, feature_state, feature_version, mv_history, mv_value, project, state_history,
-    state_value, value_history,
+    Table, audit_log, change_request, environment, feature, feature_state, feature_version, mv_history,
+    mv_value, project, state_history, state_value, value_history,
 };
 
 pub use super::group::Settle;
@@ -483,7 +483,8 @@ impl Engine {
         if let Some(version) = published {
             return self.change_request(version.int(feature_version::CHANGE_REQUEST_ID)?);
         }
-        let after = after.filter(|after| before.is_none_or(|before| before.state_id() != after.state_id()))?;
+        let after =
+            after.filter(|after| before.is_none_or(|before| before.state_id() != after.state_id()))?;
         self.change_request(after.state.int(feature_state::CHANGE_REQUEST_ID)?)
     }
 

@@ -163,7 +163,10 @@ fn what_is_put_off_is_told_at_the_new_moment_only_and_what_is_withdrawn_never() 
         let put_off = with(&row, column, Field::Text(later));
         assert!(commit(&mut harness.engine, Micros(due.0 - 1), table, put_off).is_empty());
         let later = Micros::parse(later).unwrap();
-        assert!(told_by(&mut harness.engine, Micros(later.0 - 1)).is_empty(), "{prefix}: told at the old moment");
+        assert!(
+            told_by(&mut harness.engine, Micros(later.0 - 1)).is_empty(),
+            "{prefix}: told at the old moment"
+        );
         assert!(!told_by(&mut harness.engine, later).is_empty(), "{prefix}");
 
         let (mut harness, _, due) = schedule(prefix);
@@ -231,10 +234,11 @@ fn turning_versioning_off_is_silent_however_slow() {
     let mut at = Micros(harness.engine.clock().0 + 1_000_000);
     let mut steps: Vec<Vec<RowChange>> = Vec::new();
     let update = |table: Table, row: Row| RowChange { table, op: Op::Update { old_key: None, new: row } };
-    let unversioned = states.iter().filter(|s| !s.is_null(feature_state::ENVIRONMENT_FEATURE_VERSION_ID)).map(|state| {
-        let state = with(state, feature_state::ENVIRONMENT_FEATURE_VERSION_ID, Field::Null);
-        update(Table::FeatureState, with(&state, feature_state::VERSION, Field::Text("1")))
-    });
+    let unversioned =
+        states.iter().filter(|s| !s.is_null(feature_state::ENVIRONMENT_FEATURE_VERSION_ID)).map(|state| {
+            let state = with(state, feature_state::ENVIRONMENT_FEATURE_VERSION_ID, Field::Null);
+            update(Table::FeatureState, with(&state, feature_state::VERSION, Field::Text("1")))
+        });
     steps.push(unversioned.collect());
     for version in &versions {
         let gone = with(version, feature_version::DELETED_AT, Field::Text("2026-11-24 02:40:00+00"));

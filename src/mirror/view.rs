@@ -66,17 +66,26 @@ impl StateView {
         self.state.int(feature_state::ID).unwrap_or(0)
     }
 
-    /// The state's value.
+    /// The state's value. Where it has none of its own, that of the override (databases of 2020).
     pub fn value(&self) -> Value<'_> {
-        self.value.as_ref().map_or(Value::Null, |row| {
-            Value::of(
-                row,
-                state_value::TYPE,
-                state_value::BOOLEAN_VALUE,
-                state_value::INTEGER_VALUE,
-                state_value::STRING_VALUE,
-            )
-        })
+        let Some(row) = self.value.as_ref() else { return self.override_value() };
+        Value::of(
+            row,
+            state_value::TYPE,
+            state_value::BOOLEAN_VALUE,
+            state_value::INTEGER_VALUE,
+            state_value::STRING_VALUE,
+        )
+    }
+
+    fn override_value(&self) -> Value<'_> {
+        let Some(row) = &self.feature_segment else { return Value::Null };
+        let Some(text) = row.text(feature_segment::VALUE) else { return Value::Null };
+        match row.text(feature_segment::VALUE_TYPE) {
+            Some("int") => text.parse().map_or(Value::Null, Value::Int),
+            Some("bool") => Value::Bool(text.eq_ignore_ascii_case("true")),
+            _ => Value::Text(text),
+        }
     }
 
     /// The value of a variant.

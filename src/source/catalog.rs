@@ -64,6 +64,13 @@ impl Catalog {
                 columns.entry(table).or_default().insert(row.get(1));
             }
         }
+        // Leftovers in later databases: there the state of an override has its own value.
+        if columns.get(&Table::FeatureState).is_some_and(|states| states.contains("version"))
+            && let Some(overrides) = columns.get_mut(&Table::FeatureSegment)
+        {
+            overrides.remove("value");
+            overrides.remove("value_type");
+        }
         let tables = columns
             .into_iter()
             .map(|(table, there)| {

@@ -87,7 +87,10 @@ fn at_dev(all: &[Received]) -> Vec<Received> {
 fn flag(received: &Received) -> String {
     let body: Json = serde_json::from_slice(&received.body).unwrap();
     let data = &body["data"];
-    assert_eq!((&data["previous_state"]["enabled"], &data["new_state"]["enabled"]), (&false.into(), &true.into()));
+    assert_eq!(
+        (&data["previous_state"]["enabled"], &data["new_state"]["enabled"]),
+        (&false.into(), &true.into())
+    );
     data["new_state"]["feature"]["name"].as_str().unwrap().to_owned()
 }
 
