@@ -6,19 +6,16 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use super::author::{Attribution, Mark};
+use super::flag::Cause;
 use super::group::{Group, Touch};
 use super::schedule::{Timer, Timers};
 use super::version::version_slot;
-use super::{
-    Action, AuditPayload, Author, ChangeRequest, Commit, EndpointKey, Event, EventId, FlagPayload, Formats,
-    Kind, Payload, Recipient, Scope, Verb, recipients,
-};
+use super::{Commit, EndpointKey, Event, Formats, Recipient, recipients};
 use crate::change::{Key, Lsn, Micros, Op, Row, RowChange, Transaction};
-use crate::mirror::{Mirror, Persist, Slot, StateView, Target};
+use crate::mirror::{Mirror, Persist, Slot, Target};
 use crate::schema::{
-    Table, audit_log, change_request, environment, feature, feature_state, feature_version, mv_history,
-    mv_value, project, state_history, state_value, value_history,
+    Table, environment, feature, feature_state, mv_history, mv_value, state_history, state_value,
+    value_history,
 };
 
 pub use super::group::Settle;
@@ -26,9 +23,6 @@ pub use super::group::Settle;
 /// A transaction that touches more flag values than this is bulk SQL, not a click: its groups close with it, so that
 /// they need not be kept.
 const BULK: usize = 10_000;
-
-/// `audit_auditlog.history_record_class_path` of an audit row about an environment.
-const ENVIRONMENT_HISTORY_CLASS: &str = "environments.models.HistoricalEnvironment";
 
 /// What a transaction (or silence) leads to, in order. All effects of one call belong into one ledger transaction.
 #[derive(Debug)]
@@ -65,7 +59,7 @@ pub struct Engine {
     pub(super) system_id: String,
     settle: Settle,
     formats: Formats,
-    metadata_events: bool,
+    pub(super) metadata_events: bool,
     pub(super) groups: HashMap<Slot, Group>,
     deadlines: BTreeSet<(Micros, Slot)>,
     /// States of open groups that the mirror has dropped.
@@ -119,6 +113,11 @@ impl Engine {
         self.deadlines.insert((group.deadline(self.settle), slot));
         self.groups.insert(slot, group);
         true
+    }
+
+    #[cfg(test)]
+    pub(super) fn set_metadata_events(&mut self, metadata_events: bool) {
+        self.metadata_events = metadata_events;
     }
 
     /// The mirror as it is now.
@@ -407,139 +406,6 @@ impl Engine {
         }
     }
 
-    /// The event that tells how a flag value changed, if it did.
-    pub(super) fn flag_event(
-        &self,
-        slot: &Slot,
-        before: Option<StateView>,
-        after: Option<StateView>,
-        attribution: &Attribution,
-        cause: &Cause,
-    ) -> Option<Event> {
-        if !self.is_told_of(slot.environment) {
-            return None;
-        }
-        let verb = match (&before, &after) {
-            (None, None) => return None,
-            (Some(before), Some(after)) if self.is_same(before, after) => return None,
-            (None, Some(_)) => Verb::Created,
-            (Some(_), Some(_)) => Verb::Updated,
-            (Some(_), None) => Verb::Removed,
-        };
-        let mark = self.mark(slot, before.as_ref(), after.as_ref(), attribution, cause);
-        let author = mark.as_ref().map_or(Author::Unknown, |mark| mark.author(&self.mirror));
-        let commit = cause.commit();
-        let at = mark.as_ref().map_or(commit.time, |mark| mark.at);
-        let shown = after.as_ref().or(before.as_ref())?;
-        let kind = if after.is_some() { Kind::FlagUpdated } else { Kind::FlagDeleted };
-        Some(Event {
-            id: EventId::new(&self.system_id, kind, &shown.state_id().to_string(), &cause.text()),
-            kind,
-            action: Action { verb: cause.verb(verb), scope: scope(slot) },
-            organisation: shown.project.int(project::ORGANISATION_ID),
-            project: shown.project.int(project::ID),
-            environment: Some(slot.environment),
-            feature: Some(slot.feature),
-            feature_name: shown.feature.text(feature::NAME).map(str::to_owned),
-            change_request: self.change_request_of(slot, before.as_ref(), after.as_ref(), commit.time),
-            commit,
-            payload: Payload::Flag(Box::new(FlagPayload { previous: before, new: after, author, at })),
-        })
-    }
-
-    /// Who changed it and when (SEMANTICS.md §2): the publication of a version, else the history rows of the edit.
-    fn mark(
-        &self,
-        slot: &Slot,
-        before: Option<&StateView>,
-        after: Option<&StateView>,
-        attribution: &Attribution,
-        cause: &Cause,
-    ) -> Option<Mark> {
-        let Some(after) = after else {
-            // Missing in the version that is live now: whoever published that removed it.
-            let own = before?.version.as_ref();
-            let live = self.mirror.live_version(slot.feature, slot.environment, cause.commit().time);
-            let other = live.filter(|live| own.is_some_and(|own| own != *live));
-            let publication = other.and_then(Mark::of_publication);
-            return publication.or_else(|| attribution.of_removal().cloned());
-        };
-        let publication = after.version.as_ref().and_then(Mark::of_publication);
-        let kept = || self.mirror.mark_of(after.state_id()).and_then(Mark::of_state_history);
-        publication.or_else(|| attribution.of_change().cloned()).or_else(kept)
-    }
-
-    /// The change request that a flag value changed by: of the version that went live, or of the state.
-    fn change_request_of(
-        &self,
-        slot: &Slot,
-        before: Option<&StateView>,
-        after: Option<&StateView>,
-        at: Micros,
-    ) -> Option<ChangeRequest> {
-        let version_before = before.and_then(|view| view.version.as_ref());
-        let live = self.mirror.live_version(slot.feature, slot.environment, at);
-        let published = live.filter(|live| version_before.is_some_and(|before| before != *live));
-        if let Some(version) = published {
-            return self.change_request(version.int(feature_version::CHANGE_REQUEST_ID)?);
-        }
-        let after =
-            after.filter(|after| before.is_none_or(|before| before.state_id() != after.state_id()))?;
-        self.change_request(after.state.int(feature_state::CHANGE_REQUEST_ID)?)
-    }
-
-    pub(super) fn change_request(&self, id: i64) -> Option<ChangeRequest> {
-        let row = self.mirror.row_by_id(Table::ChangeRequest, id);
-        let title = row.and_then(|row| row.text(change_request::TITLE)).unwrap_or_default().to_owned();
-        Some(ChangeRequest { id, title })
-    }
-
-    /// Whether anybody is told of flags in an environment: not below a deletion, and not while a clone fills it.
-    pub(super) fn is_told_of(&self, environment: i64) -> bool {
-        self.mirror.environment_is_alive(environment)
-            && !self.mirror.environment_is_being_created(environment)
-    }
-
-    fn is_same(&self, before: &StateView, after: &StateView) -> bool {
-        before.looks_like(after) && (!self.metadata_events || before.same_feature_metadata(after))
-    }
-
-    fn audit(&mut self, row: Row, commit: Commit, out: Out<'_>) {
-        let mirror = &self.mirror;
-        let find = |table: Table, column: usize| mirror.row_by_id(table, row.int(column)?).cloned();
-        let author = find(Table::User, audit_log::AUTHOR_ID);
-        // Flagsmith makes an audit row from a history record; one about an environment shows that record.
-        let is_about_environment =
-            row.text(audit_log::HISTORY_RECORD_CLASS_PATH) == Some(ENVIRONMENT_HISTORY_CLASS);
-        let environment_row = row
-            .int(audit_log::HISTORY_RECORD_ID)
-            .filter(|_| is_about_environment)
-            .and_then(|id| mirror.environment_in_history(id))
-            .or_else(|| find(Table::Environment, audit_log::ENVIRONMENT_ID));
-        let project_row = find(Table::Project, audit_log::PROJECT_ID)
-            .or_else(|| mirror.project_of(environment_row.as_ref()?).cloned());
-        let subject = row.text(audit_log::ID).unwrap_or_default();
-        let event = Event {
-            id: EventId::new(&self.system_id, Kind::AuditLogCreated, subject, ""),
-            kind: Kind::AuditLogCreated,
-            action: Action { verb: Verb::Created, scope: None },
-            organisation: project_row.as_ref().and_then(|p| p.int(project::ORGANISATION_ID)),
-            project: project_row.as_ref().and_then(|p| p.int(project::ID)),
-            environment: environment_row.as_ref().and_then(|e| e.int(environment::ID)),
-            feature: None,
-            feature_name: None,
-            change_request: None,
-            commit,
-            payload: Payload::Audit(Box::new(AuditPayload {
-                audit: row,
-                author,
-                project: project_row,
-                environment: environment_row,
-            })),
-        };
-        self.emit(event, out);
-    }
-
     pub(super) fn emit(&self, event: Event, out: Out<'_>) {
         let to = recipients(&event, &self.mirror, &self.formats);
         out(Effect::Event(Box::new(event), to));
@@ -557,55 +423,5 @@ fn key_id(key: &Key) -> Option<i64> {
     match key {
         Key::Int(id) => Some(*id),
         Key::Text(_) => None,
-    }
-}
-
-fn scope(slot: &Slot) -> Option<Scope> {
-    match slot.target {
-        Target::Default => Some(Scope::Default),
-        Target::Segment(_) => Some(Scope::Segment),
-        Target::Identity(_) => Some(Scope::Identity),
-        Target::Version => None,
-    }
-}
-
-/// What led to an event.
-pub(super) enum Cause {
-    /// Row changes.
-    Change {
-        /// 64-bit id of the first transaction.
-        xid: u64,
-        /// The commit that completed them.
-        commit: Commit,
-    },
-    /// The moment that something was scheduled for.
-    Schedule {
-        /// The version's uuid, or the state's id with its `live_from`.
-        name: String,
-        /// The moment.
-        commit: Commit,
-    },
-}
-
-impl Cause {
-    pub(super) fn commit(&self) -> Commit {
-        match self {
-            Cause::Change { commit, .. } | Cause::Schedule { commit, .. } => *commit,
-        }
-    }
-
-    /// Its part of the event's id (DESIGN.md).
-    pub(super) fn text(&self) -> String {
-        match self {
-            Cause::Change { xid, .. } => xid.to_string(),
-            Cause::Schedule { name, .. } => name.clone(),
-        }
-    }
-
-    pub(super) fn verb(&self, verb: Verb) -> Verb {
-        match self {
-            Cause::Change { .. } => verb,
-            Cause::Schedule { .. } => Verb::Scheduled,
-        }
     }
 }

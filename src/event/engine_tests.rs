@@ -436,3 +436,87 @@ fn classic_shows_numbers_ids_and_names() {
         }
     }
 }
+
+/// An audit row committed on its own: what the organisation's plain endpoint gets.
+fn audit_body(harness: &mut Harness, fields: &[(&str, &str)]) -> Vec<Json> {
+    let fields: Vec<Field<'_>> = Table::AuditLog
+        .columns()
+        .iter()
+        .map(|column| {
+            fields.iter().find(|(name, _)| *name == column.name).map_or(Field::Null, |(_, v)| Field::Text(v))
+        })
+        .collect();
+    let at = Micros(harness.engine.clock().0 + 1_000_000);
+    let changes = vec![RowChange { table: Table::AuditLog, op: Op::Insert { new: Row::pack(&fields) } }];
+    let mut effects = Vec::new();
+    let transaction = Transaction { end_lsn: Lsn(1), xid: 1, commit_time: at, changes };
+    harness.engine.transaction(transaction, &mut |e| effects.push(e));
+    let sent = effects.into_iter().flat_map(|effect| harness.sent(effect));
+    sent.filter(|s| s.path == "/org-plain").map(|s| serde_json::from_str(&s.body).unwrap()).collect()
+}
+
+#[test]
+fn audit_rows_of_every_level_are_told_also_when_what_they_name_is_gone() {
+    let base =
+        [("id", "900"), ("created_date", "2026-11-24 02:36:00+00"), ("log", "x"), ("is_system_event", "f")];
+    let with = |more: &[(&'static str, &'static str)]| [&base[..], more].concat();
+    let (mut harness, _, _) = with_a_flag(SETTLE);
+    let project = audit_body(&mut harness, &with(&[("project_id", "1"), ("author_id", "1")]));
+    assert_eq!(project.len(), 1);
+    assert_eq!(project[0]["data"]["project"]["id"], 1);
+    assert_eq!(project[0]["data"]["author"]["email"], "kyle@example.com");
+    assert_eq!(project[0]["data"]["created_date"], "2026-11-24T02:36:00Z", "no decimals where they are zero");
+    // Of an environment, whose project gives the organisation.
+    let environment = audit_body(&mut harness, &with(&[("environment_id", "1")]));
+    assert_eq!(environment[0]["data"]["environment"]["id"], 1);
+    assert_eq!(environment[0]["data"]["project"]["id"], 1);
+    // Of neither: there is one organisation, so it is told.
+    let organisation = audit_body(
+        &mut harness,
+        &with(&[("related_object_type", "ORGANISATION"), ("related_object_id", "1")]),
+    );
+    assert_eq!(
+        (&organisation[0]["data"]["project"], &organisation[0]["data"]["environment"]),
+        (&Json::Null, &Json::Null)
+    );
+    assert_eq!(audit_body(&mut harness, &base).len(), 1);
+    // An author, and an environment, that are gone.
+    let gone = audit_body(
+        &mut harness,
+        &with(&[("project_id", "1"), ("author_id", "77"), ("environment_id", "88")]),
+    );
+    assert_eq!((&gone[0]["data"]["author"], &gone[0]["data"]["environment"]), (&Json::Null, &Json::Null));
+}
+
+#[test]
+fn a_features_metadata_alone_is_an_event_only_when_that_is_asked_for() {
+    for metadata_events in [false, true] {
+        let (mut harness, _, start) = with_a_flag(SETTLE);
+        harness.engine.set_metadata_events(metadata_events);
+        let feature = harness.engine.mirror().row_by_id(Table::Feature, 1).unwrap().clone();
+        let name = crate::schema::feature::NAME;
+        let renamed: Vec<Field<'_>> = feature
+            .fields()
+            .enumerate()
+            .map(|(i, f)| if i == name { Field::Text("renamed") } else { f })
+            .collect();
+        let change =
+            RowChange { table: Table::Feature, op: Op::Update { old_key: None, new: Row::pack(&renamed) } };
+        let transaction =
+            Transaction { end_lsn: Lsn(1), xid: 1, commit_time: Micros(start), changes: vec![change] };
+        let mut effects = Vec::new();
+        harness.engine.transaction(transaction, &mut |e| effects.push(e));
+        harness.engine.silence(Micros(start + 10_000_000), &mut |e| effects.push(e));
+        let told = events(effects);
+        assert_eq!(told.len(), if metadata_events { 2 } else { 0 }, "one for each environment");
+        for event in told {
+            let Payload::Flag(flag) = event.payload else { panic!() };
+            let name_of =
+                |view: &Option<StateView>| view.as_ref().unwrap().feature.text(name).unwrap().to_owned();
+            assert_eq!(
+                (name_of(&flag.previous).as_str(), name_of(&flag.new).as_str()),
+                ("dark_mode", "renamed")
+            );
+        }
+    }
+}

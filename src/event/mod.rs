@@ -3,10 +3,12 @@
 //! Pure: transactions and moments in, events out; no I/O, no clock. Rules: SEMANTICS.md §5; identity and settling:
 //! DESIGN.md. [`Engine`] holds the rules, [`format`] the bodies, [`route`] who gets an event.
 
+mod audit;
 mod author;
 mod engine;
 #[cfg(test)]
 mod engine_tests;
+mod flag;
 pub mod format;
 mod group;
 mod id;

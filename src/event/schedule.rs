@@ -7,7 +7,7 @@
 use std::collections::{BTreeSet, HashMap};
 
 use super::author::Attribution;
-use super::engine::Cause;
+use super::flag::Cause;
 use super::{Commit, Engine, Out};
 use crate::change::{Key, Micros, Op, Row, RowChange, key_of};
 use crate::mirror::{Mirror, Slot, flag_of_version};

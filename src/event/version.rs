@@ -1,7 +1,7 @@
 //! Versioned environments: the event of a version that went live, and forgetting those that it superseded (SEMANTICS.md §5,
 //! "Versioned environments"). What the version changed in the states is told as flag events, by the same comparison as ever.
 
-use super::engine::Cause;
+use super::flag::Cause;
 use super::{Action, Engine, Event, EventId, Kind, Out, Payload, Verb, VersionPayload};
 use crate::change::{Micros, Row};
 use crate::mirror::{Mirror, Slot, Target, flag_of_version};

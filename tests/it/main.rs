@@ -15,6 +15,7 @@ mod golden_daemon;
 mod idle;
 mod old_flagsmith;
 mod receiver;
+mod receivers;
 mod replication;
 mod schedule;
 mod support;
