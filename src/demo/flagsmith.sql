@@ -137,6 +137,8 @@ CREATE TABLE features_featuresegment (
     priority integer NOT NULL,
     feature_id integer NOT NULL,
     segment_id integer NOT NULL,
+    value character varying(2000),
+    value_type character varying(50),
     environment_id integer NOT NULL,
     environment_feature_version_id uuid
 );
