@@ -7,7 +7,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rusqlite::{Connection, OptionalExtension, params};
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 use super::record::{EventRecord, Outcome, Verdict, Write};
 use super::schema::{BEHIND, DEAD, DELIVERED, DROPPED, READY};
@@ -66,6 +66,8 @@ pub(super) struct Writer {
     pub(super) writes: mpsc::Receiver<Write>,
     pub(super) durable: watch::Sender<Lsn>,
     pub(super) newsstand: Arc<Newsstand>,
+    /// Who waits for the next COMMIT.
+    pub(super) answers: Vec<oneshot::Sender<()>>,
 }
 
 impl Writer {
@@ -84,6 +86,10 @@ impl Writer {
                 });
             }
             self.newsstand.publish(&mut news);
+            for recorded in self.answers.drain(..) {
+                // Whoever asked may have gone.
+                recorded.send(()).ok();
+            }
         }
         Ok(())
     }
@@ -99,7 +105,7 @@ impl Writer {
                     checkpoint = checkpoint.max(Some((*lsn, *clock)));
                     is_complete = true;
                 }
-                Write::Outcome(_) => {}
+                Write::Outcome(_) | Write::Broken(..) => {}
                 _ => is_complete = false,
             }
             self.write(next, news)?;
@@ -127,7 +133,7 @@ impl Writer {
         Ok(())
     }
 
-    fn write(&self, write: Write, news: &mut News) -> Result<(), String> {
+    fn write(&mut self, write: Write, news: &mut News) -> Result<(), String> {
         match write {
             Write::Mirror(persist) => self.mirror(persist),
             Write::KeepGroup(slot, bytes) => self
@@ -152,6 +158,10 @@ impl Writer {
                 self.drop_queue(endpoint).map_err(|e| e.to_string())
             }
             Write::Checkpoint(..) => Ok(()),
+            Write::Broken(reason, recorded) => {
+                self.answers.push(recorded);
+                self.put_meta("broken", &reason).map_err(|e| e.to_string())
+            }
             Write::Outcome(outcome) => self.outcome(outcome, news).map_err(|e| e.to_string()),
         }
     }
