@@ -22,8 +22,9 @@ use crate::error::{Error, Kind, Policy, Result};
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// Between two looks while nothing waits.
 const LOOK_WHEN_QUIET: Duration = Duration::from_secs(10);
-/// Between two tries to connect.
-const RETRY_EVERY: Duration = Duration::from_secs(2);
+/// Between two tries to connect: doubled from the first to the last.
+const FIRST_RETRY: Duration = Duration::from_secs(1);
+const LAST_RETRY: Duration = Duration::from_secs(30);
 
 /// See the module's documentation.
 pub struct Coverage {
@@ -46,17 +47,21 @@ impl Coverage {
         confirmable: watch::Sender<Lsn>,
         stop: CancellationToken,
     ) -> Result<Coverage> {
+        let mut retry = FIRST_RETRY;
         loop {
             let seen = *durable.borrow_and_update();
             let wait = match self.look().await {
                 Ok(()) => {
                     confirmable.send_if_modified(|at| std::mem::replace(at, seen) != seen);
+                    retry = FIRST_RETRY;
                     LOOK_EVERY
                 }
                 Err(error) if error.kind().policy() == Policy::Stop => return Err(error),
                 Err(error) => {
                     warn!(%error, "the publication cannot be looked at: nothing is confirmed until it can");
-                    RETRY_EVERY
+                    let wait = retry;
+                    retry = (retry * 2).min(LAST_RETRY);
+                    wait
                 }
             };
             tokio::select! {
