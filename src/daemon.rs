@@ -1,6 +1,6 @@
 //! The daemon: puts the stages together, waits, and takes them apart in order.
 //!
-//! Shutdown is one list, in [`Running::stop`]: stop reading → finish attempts → commit → last status update → exit.
+//! Shutdown is one list, in `Running::stop`: stop reading → finish attempts → commit → last status update → exit.
 
 use std::future::pending;
 use std::pin::pin;

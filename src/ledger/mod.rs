@@ -1,7 +1,7 @@
 //! The ledger: everything durable, in one SQLite file that an operator can open with the `sqlite3` they have.
 //!
 //! It owns durability and nothing else: it does not know what an event means. The file's format and its invariants are in
-//! [`schema`]'s documentation. One thread writes ([`writer`]); [`Reader`]s read without waiting for it. The order is
+//! `schema`'s documentation. One thread writes (`writer`); [`Reader`]s read without waiting for it. The order is
 //! strict: local COMMIT first, then the LSN is published to whoever confirms it to the server.
 
 mod purge;
