@@ -259,6 +259,8 @@ fn parse_duration(key: &str, text: &str) -> Result<Duration> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
 
     fn environment(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
@@ -343,15 +345,26 @@ mod tests {
             .map(|line| format!("{line}\n"))
             .collect();
         let table: toml::Table = uncommented.parse().unwrap();
-        for (section, key) in raw::KEYS {
-            assert!(table[*section].get(*key).is_some(), "{section}.{key} is not in the example");
-        }
+        let shown_keys: BTreeSet<(&str, &str)> = table
+            .iter()
+            .flat_map(|(section, keys)| keys.as_table().unwrap().keys().map(move |key| (&**section, &**key)))
+            .collect();
+        let known_keys = raw::KEYS.iter().copied().chain([("webhooks", "endpoint")]).collect();
+        assert_eq!(shown_keys, known_keys);
         let password = tempfile::NamedTempFile::new().unwrap();
         let shown =
             load(&uncommented.replace("/etc/flagpost/password", password.path().to_str().unwrap()), &[])
                 .unwrap();
         let default = load("", &[URL]).unwrap();
-        assert_eq!((shown.settle, shown.timeouts.whole), (default.settle, default.timeouts.whole));
+        assert_eq!((shown.mode, shown.settle), (default.mode, default.settle));
+        assert_eq!(
+            (shown.timeouts.connect, shown.timeouts.whole),
+            (default.timeouts.connect, default.timeouts.whole)
+        );
+        assert_eq!(
+            (shown.metadata_events, shown.ops_listen, shown.log_format, &shown.log_level),
+            (default.metadata_events, default.ops_listen, default.log_format, &default.log_level)
+        );
         assert_eq!((&shown.schedule, shown.max_in_flight), (&default.schedule, default.max_in_flight));
         assert_eq!((&shown.names, shown.formats.default), (&default.names, default.formats.default));
         assert_eq!(load(example, &[URL]).unwrap().names, default.names);

@@ -5,8 +5,11 @@ use std::path::{Path, PathBuf};
 
 const VOCABULARY: [&str; 3] = ["change", "schema", "error"];
 
-/// What each stage may import besides the vocabulary and itself. `config` names the types that a key is parsed into; `baseline`,
-/// `capture`, `daemon`, `cli` and `demo` put the parts together and may import anything.
+/// They put the parts together and may import anything.
+const WIRING: [&str; 5] = ["baseline", "capture", "cli", "daemon", "demo"];
+
+/// What each stage may import besides the vocabulary and itself, from left to right. `config` names the types that a key is
+/// parsed into, so it stands to the right of the stages, and no stage reads it.
 const ALLOWED: [(&str, &[&str]); 10] = [
     ("change", &[]),
     ("schema", &[]),
@@ -58,4 +61,45 @@ fn a_stage_imports_only_stages_to_its_left() {
         assert!(foreign.is_empty(), "src/{module} imports {foreign:?}");
     }
     assert!(imports("delivery").contains("ledger"), "the test sees no imports at all");
+}
+
+#[test]
+fn what_is_pure_has_no_clock_and_does_no_io() {
+    const IMPURE: [&str; 8] =
+        ["tokio", "Instant", "SystemTime", "::now(", "std::fs", "std::net", "std::env", "rand::"];
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut all = Vec::new();
+    for place in ["mirror", "event", "source/pgoutput.rs", "delivery/retry.rs", "delivery/sign.rs"] {
+        files(&source.join(place), &mut all);
+    }
+    assert!(all.len() > 15, "only {} files were there to look into", all.len());
+    for path in all.iter().filter(|path| !path.to_string_lossy().ends_with("_tests.rs")) {
+        let text = std::fs::read_to_string(path).unwrap();
+        let code = text.split("#[cfg(test)]\nmod tests").next().unwrap_or_default();
+        for line in code.lines().filter(|line| !line.trim_start().starts_with("//")) {
+            let found: Vec<&&str> = IMPURE.iter().filter(|word| line.contains(**word)).collect();
+            assert!(found.is_empty(), "{} has {found:?}: {line}", path.display());
+        }
+    }
+}
+
+#[test]
+fn arrows_make_no_circle() {
+    for (place, (module, allowed)) in ALLOWED.iter().enumerate() {
+        for name in *allowed {
+            assert!(
+                ALLOWED.iter().take(place).any(|(left, _)| left == name),
+                "{module} may import {name}, which is not to its left"
+            );
+        }
+    }
+}
+
+#[test]
+fn every_module_has_its_place() {
+    let library = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("src/lib.rs")).unwrap();
+    let there: BTreeSet<&str> =
+        library.lines().filter_map(|line| line.strip_prefix("pub mod ")?.strip_suffix(';')).collect();
+    let known: BTreeSet<&str> = ALLOWED.iter().map(|(module, _)| *module).chain(WIRING).collect();
+    assert_eq!(there, known);
 }
