@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 const VOCABULARY: [&str; 3] = ["change", "schema", "error"];
 
 /// What each stage may import besides the vocabulary and itself. `config` names the types that a key is parsed into; `baseline`,
-/// `capture`, `daemon`, `cli` and `demo` put the parts together and may import anything.
+/// `capture`, `daemon`, `shadow`, `cli` and `demo` put the parts together and may import anything.
 const ALLOWED: [(&str, &[&str]); 10] = [
     ("change", &[]),
     ("schema", &[]),

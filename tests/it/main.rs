@@ -18,4 +18,5 @@ mod receiver;
 mod receivers;
 mod replication;
 mod schedule;
+mod shadow;
 mod support;
