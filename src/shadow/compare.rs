@@ -214,7 +214,8 @@ impl Comparison {
             return Finding { class: Class::Doubled, ..bare(endpoint, event, likeness::about(&body)) };
         }
         let candidates = self.events.iter().enumerate();
-        let alike = candidates.filter(|(_, e)| likeness.is_some() && e.likeness == likeness && e.item.target == key.0);
+        let alike = candidates
+            .filter(|(_, e)| likeness.is_some() && e.likeness == likeness && e.item.target == key.0);
         let best = alike
             .map(|(at, e)| (likeness::differences(&likeness::read(&e.item.body), &body).len(), at))
             .min();

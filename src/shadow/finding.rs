@@ -139,7 +139,8 @@ impl Finding {
     /// One line for people. Names from requests are quoted with escapes: they can hold anything.
     pub fn text(&self) -> String {
         let endpoint = label(self.endpoint);
-        let mut line = format!("{:<13} {endpoint:<17} {}", self.class.name(), self.about.kind.unwrap_or("(no event)"));
+        let mut line =
+            format!("{:<13} {endpoint:<17} {}", self.class.name(), self.about.kind.unwrap_or("(no event)"));
         if let Some(event) = &self.event {
             line.push_str(&format!(" {}", event.action));
         }

@@ -46,11 +46,7 @@ pub(super) fn about(body: &Json) -> About {
     let state = data.and_then(state);
     let part = |name: &str| state.or(data).and_then(|part| part.get(name)?.get("name")?.as_str());
     let cut = |text: &str| text.chars().take(NAME_CHARS).collect();
-    About {
-        kind: kind(body),
-        feature: part("feature").map(cut),
-        environment: part("environment").map(cut),
-    }
+    About { kind: kind(body), feature: part("feature").map(cut), environment: part("environment").map(cut) }
 }
 
 fn kind(body: &Json) -> Option<&'static str> {
