@@ -94,7 +94,7 @@ async fn what_flagsmith_sends_is_compared_and_nothing_is_sent() {
         if number == "003" {
             let row = json!({
                 "id": 900, "url": elsewhere.url("/elsewhere"), "enabled": true, "environment_id": 1, "secret": "",
-                "created_at": "2026-01-01T00:00:00Z", "updated_at": "2026-01-01T00:00:00Z",
+                "uuid": "9d1c5c1e-0000-4000-8000-000000000900", "created_at": "2026-01-01T00:00:00Z", "updated_at": "2026-01-01T00:00:00Z",
             });
             let sql = schema.insert("environments_webhook", row.as_object().unwrap());
             client.batch_execute(&sql).await.unwrap();
@@ -153,7 +153,7 @@ async fn the_listener_takes_anything_and_a_wrong_signature_is_told() {
     let client = flagsmith::database(&cluster, &schema, listen).await;
     let row = json!({
         "id": 900, "url": format!("http://{listen}/signed?token=sekrit-path"), "enabled": true, "environment_id": 1,
-        "secret": "sekrit-key", "created_at": "2026-01-01T00:00:00Z", "updated_at": "2026-01-01T00:00:00Z",
+        "secret": "sekrit-key", "uuid": "9d1c5c1e-0000-4000-8000-000000000900", "created_at": "2026-01-01T00:00:00Z", "updated_at": "2026-01-01T00:00:00Z",
     });
     client.batch_execute(&schema.insert("environments_webhook", row.as_object().unwrap())).await.unwrap();
     let installation = Installation::new(&cluster.url("postgres", "flagsmith"));
