@@ -18,7 +18,7 @@ const NAME_CHARS: usize = 80;
 
 const KINDS: [&str; 4] = ["FLAG_UPDATED", "FLAG_DELETED", "NEW_VERSION_PUBLISHED", "AUDIT_LOG_CREATED"];
 
-const OLDER_PREVIOUS: &str = "Flagsmith tells an older previous_state";
+const OLDER_PREVIOUS: &str = "only previous_state differs: Flagsmith often tells an older one";
 const LAST_EDIT: &str = "Flagsmith tells a deletion with user and time of the last edit";
 
 /// What a body is about, for people.
@@ -141,21 +141,21 @@ pub(super) fn explain_difference(ours: &Json, theirs: &Json, paths: &[String]) -
 /// Why Flagsmith sends nothing, where SEMANTICS.md §6 says so.
 pub(super) fn explain_missing(ours: &Json, action: &str) -> Option<&'static str> {
     let data = ours.get("data")?;
+    let (new, previous) = ("new_state", "previous_state");
+    let count = |name| data.get(name)?.get("multivariate_feature_state_values")?.as_array().map(Vec::len);
+    let priority = |name| data.get(name)?.get("feature_segment")?.get("priority").cloned();
     let kind = kind(ours)?;
-    if data.get("changed_by").and_then(Json::as_str) == Some("") {
-        return Some("changed by SQL: Flagsmith sends nothing");
+    let has_both = kind == "FLAG_UPDATED" && data.get(previous).is_some();
+    // Before the author: what Flagsmith tells nobody of has none on record.
+    if has_both && priority(new) != priority(previous) {
+        return Some("priority changed: Flagsmith writes its audit log only");
+    }
+    if has_both && count(new) != count(previous) {
+        return Some("variant added or removed: Flagsmith writes its audit log only");
     }
     if kind == "FLAG_DELETED" && !action.ends_with("scope=default") {
         return Some("override removed: Flagsmith sends nothing (its issue 6241)");
     }
-    let count = |name| data.get(name)?.get("multivariate_feature_state_values")?.as_array().map(Vec::len);
-    let priority = |name| data.get(name)?.get("feature_segment")?.get("priority").cloned();
-    let (new, previous) = ("new_state", "previous_state");
-    if kind != "FLAG_UPDATED" || data.get(previous).is_none() {
-        return None;
-    }
-    if priority(new) != priority(previous) {
-        return Some("priority changed: Flagsmith writes its audit log only");
-    }
-    (count(new) != count(previous)).then_some("variant added or removed: Flagsmith writes its audit log only")
+    let is_by_sql = data.get("changed_by").and_then(Json::as_str) == Some("");
+    is_by_sql.then_some("changed by SQL: Flagsmith sends nothing")
 }
