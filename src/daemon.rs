@@ -1,6 +1,6 @@
 //! The daemon: puts the stages together, waits, and takes them apart in order.
 //!
-//! Shutdown is one list, in [`Running::stop`]: stop reading → finish attempts → commit → last status update → exit.
+//! Shutdown is one list, in `Running::stop`: stop reading → finish attempts → commit → last status update → exit.
 
 use std::future::{Future, pending};
 use std::pin::pin;
@@ -9,13 +9,14 @@ use std::time::Duration;
 
 use tokio::runtime::Handle;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{Notify, Semaphore, mpsc, oneshot};
+use tokio::sync::{Notify, Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::baseline;
 use crate::capture::{Capture, Rows};
+use crate::change::Lsn;
 use crate::config::Config;
 use crate::delivery::{Client, Dispatcher, Guard, Options};
 use crate::error::{Error, Kind, Result};
@@ -24,8 +25,8 @@ use crate::ledger::{Identity, Ledger, Newsstand, Purpose, Reader, Write};
 use crate::mirror::Mirror;
 use crate::schema::Table;
 use crate::source::{
-    BUDGET, Catalog, Channels, Follow, Publication, QUEUE, Replication, Stream, connect, follow, open,
-    server_facts,
+    BUDGET, Catalog, Channels, Coverage, Follow, Publication, QUEUE, Replication, Stream, connect, follow,
+    open, server_facts,
 };
 
 /// The name of the slot that lives only while a mirror is filled for a slot that was made before.
@@ -104,6 +105,7 @@ async fn prepare(config: &Config) -> Result<Prepared> {
     drop(client);
     // Before the slot: it tells at once whether another daemon runs here.
     let ledger = Ledger::open(&config.state_dir)?;
+    ledger.require_unbroken()?;
     let mut replication = Replication::connect(&config.database).await?;
     let identity = Identity {
         system_id: replication.server().system_id.clone(),
@@ -184,6 +186,8 @@ struct Running {
     stream: JoinHandle<Result<Option<Stream>>>,
     capture: oneshot::Receiver<Result<()>>,
     consumer: JoinHandle<Result<()>>,
+    coverage: JoinHandle<Result<Coverage>>,
+    positions: Positions,
     writer_ended: oneshot::Receiver<Result<()>>,
 }
 
@@ -218,10 +222,14 @@ where
     let reader = ledger.reader()?;
     let writer = ledger.start_writer(purpose)?;
     let (out, items) = mpsc::channel(QUEUE);
+    // What is durable may be confirmed once the publication has been seen whole.
+    let (confirmable, confirmable_receiver) = watch::channel(checkpoint);
+    let coverage = Coverage::new(config.database.clone(), catalog.clone(), config.names.publication.clone());
+    let durable = writer.durable.clone();
     let channels = Channels {
         out,
         budget: Arc::new(Semaphore::new(BUDGET)),
-        durable: writer.durable.clone(),
+        durable: confirmable_receiver,
         probe: Arc::new(Notify::new()),
     };
     let what = Follow {
@@ -235,6 +243,7 @@ where
     let outlet = Outlet { reader, writes: writer.writes.clone(), newsstand: writer.newsstand };
     // Deliveries go on while the stream is being read to its end; they stop when it has.
     let consumer = tokio::spawn(consume(outlet, stop.child_token())?);
+    let recorder = writer.writes.clone();
     let capture = Capture::new(
         engine,
         checkpoint,
@@ -250,9 +259,38 @@ where
         env!("CARGO_PKG_VERSION"),
         config.database.shown()
     );
+    let coverage =
+        tokio::spawn(watch_coverage(coverage, durable.clone(), confirmable.clone(), recorder, stop.clone()));
     let stop_reading = stop.clone();
     let stream = tokio::spawn(async move { follow(&what, channels, first, &stop_reading).await });
-    Ok(Running { summary, stop, stream, capture, consumer, writer_ended: writer.ended })
+    let positions = Positions { durable, confirmable };
+    Ok(Running { summary, stop, stream, capture, consumer, coverage, positions, writer_ended: writer.ended })
+}
+
+/// What is durable, and what of it may be confirmed.
+struct Positions {
+    durable: watch::Receiver<Lsn>,
+    confirmable: watch::Sender<Lsn>,
+}
+
+/// Watches the publication. When it has lost something, that is recorded first: a later start must not go on as if nothing had
+/// been missed.
+async fn watch_coverage(
+    coverage: Coverage,
+    durable: watch::Receiver<Lsn>,
+    confirmable: watch::Sender<Lsn>,
+    writes: mpsc::Sender<Write>,
+    stop: CancellationToken,
+) -> Result<Coverage> {
+    let result = coverage.watch(durable, confirmable, stop).await;
+    if let Err(error) = &result {
+        let (recorded, wait) = oneshot::channel();
+        if writes.send(Write::Broken(error.to_string(), recorded)).await.is_ok() {
+            // The writer may be gone too; then its own error is the one that is told.
+            wait.await.ok();
+        }
+    }
+    result
 }
 
 fn load_engine(config: &Config, ledger: &Ledger, catalog: &Catalog, identity: &Identity) -> Result<Engine> {
@@ -315,11 +353,12 @@ impl Running {
     /// The error of the stage that failed. A stage that ends without one does so because its neighbour is gone, and the
     /// neighbour tells why.
     async fn failure(&mut self) -> Error {
-        let Running { stream, capture, consumer, writer_ended, .. } = self;
+        let Running { stream, capture, consumer, coverage, writer_ended, .. } = self;
         let mut writer = pin!(async { error_of(flatten(writer_ended.await, "the ledger's writer")).await });
         let error = tokio::select! {
             biased;
             error = &mut writer => return error,
+            error = async { error_of(coverage.await.map_err(|e| panicked("the coverage watch", &e)).flatten()).await } => error,
             error = async { error_of(stream.await.map_err(|e| panicked("the stream", &e)).flatten()).await } => error,
             error = async { error_of(flatten(capture.await, "the capture thread")).await } => error,
             error = async { error_of(consumer.await.map_err(|e| panicked("the dispatcher", &e)).flatten()).await } => error,
@@ -332,8 +371,13 @@ impl Running {
         let stream = self.stream.await.map_err(|e| panicked("the stream", &e)).flatten()?;
         flatten(self.capture.await, "the capture thread")?;
         self.consumer.await.map_err(|e| panicked("the dispatcher", &e)).flatten()?;
+        let mut coverage = self.coverage.await.map_err(|e| panicked("the coverage watch", &e)).flatten()?;
         // Every sender is gone: the writer commits what it has and ends.
         flatten(self.writer_ended.await, "the ledger's writer")?;
+        let Positions { durable, confirmable } = self.positions;
+        if coverage.is_whole().await {
+            confirmable.send_replace(*durable.borrow());
+        }
         match stream {
             Some(stream) => stream.finish().await,
             None => warn!("stopped without a connection: the last position is confirmed at the next start"),

@@ -54,6 +54,7 @@ pub(super) async fn setup(config: &Config, options: &Options) -> Result<u8> {
         steps.iter().for_each(show);
         return Ok(0);
     }
+    require_resnapshot_for_missed(config, options, existing.as_ref(), &catalog)?;
     // Before anything is changed: can we stream at all?
     server_facts(&client, &config.database).await?.require_logical()?;
     let replication = Replication::connect(&config.database).await?;
@@ -81,6 +82,31 @@ async fn require_identities(config: &Config, client: &Client, catalog: &Catalog)
             first.table.name(),
             first.why,
             mends.join(" ")
+        ),
+    ))
+}
+
+/// What was not published was not streamed: a filled mirror has missed it, and only a new one is right.
+fn require_resnapshot_for_missed(
+    config: &Config,
+    options: &Options,
+    existing: Option<&Publication>,
+    catalog: &Catalog,
+) -> Result<()> {
+    let missing = existing.map(|publication| publication.missing(catalog)).unwrap_or_default();
+    if options.resnapshot || missing.is_empty() || !Ledger::exists(&config.state_dir) {
+        return Ok(());
+    }
+    if Ledger::open(&config.state_dir)?.checkpoint()?.is_none() {
+        return Ok(());
+    }
+    Err(Error::new(
+        Kind::SlotLost,
+        format!(
+            "publication {:?} does not publish {}, so the stream has missed what changed there: run \"flagpost setup \
+             --resnapshot\", which mends the publication and fills the mirror again",
+            config.names.publication,
+            missing.join(", ")
         ),
     ))
 }

@@ -1,4 +1,4 @@
-//! Configuration: what was written ([`raw`]) and what it means ([`Config`]), parsed into types that cannot be wrong.
+//! Configuration: what was written (`raw`) and what it means ([`Config`]), parsed into types that cannot be wrong.
 //!
 //! Every key of the TOML file can be given as `FLAGPOST_SECTION_KEY`, which wins over the file. Secrets come from the URL,
 //! from `database.password_file`, or from systemd's credential `database-password`; they never show in `Debug` or errors.

@@ -1,7 +1,7 @@
 //! Events: which touched rows mean which webhook, and what it says.
 //!
 //! Pure: transactions and moments in, events out; no I/O, no clock. Rules: SEMANTICS.md §5; identity and settling:
-//! DESIGN.md. [`Engine`] holds the rules, [`format`] the bodies, [`route`] who gets an event.
+//! DESIGN.md. [`Engine`] holds the rules, [`mod@format`] the bodies, `route` who gets an event.
 
 mod audit;
 mod author;

@@ -1,7 +1,7 @@
 //! The ledger: everything durable, in one SQLite file that an operator can open with the `sqlite3` they have.
 //!
 //! It owns durability and nothing else: it does not know what an event means. The file's format and its invariants are in
-//! [`schema`]'s documentation. One thread writes ([`writer`]); [`Reader`]s read without waiting for it. The order is
+//! `schema`'s documentation. One thread writes (`writer`); [`Reader`]s read without waiting for it. The order is
 //! strict: local COMMIT first, then the LSN is published to whoever confirms it to the server.
 
 mod purge;
@@ -113,6 +113,14 @@ impl Ledger {
         Ok(self.meta("checkpoint")?.and_then(|text| text.parse().ok()))
     }
 
+    /// `Err` when changes are known to have been missed (see [`Write::Broken`]).
+    pub fn require_unbroken(&self) -> Result<()> {
+        match self.meta("broken")? {
+            None => Ok(()),
+            Some(reason) => Err(Error::new(Kind::SlotLost, reason)),
+        }
+    }
+
     /// The stream's clock at the checkpoint: everything that was due until then is in the ledger.
     pub fn clock(&self) -> Result<Option<Micros>> {
         Ok(self.meta("clock")?.and_then(|text| text.parse().ok()).map(Micros))
@@ -142,7 +150,7 @@ impl Ledger {
         let transaction = self.connection.transaction().map_err(|e| schema::unusable(&self.path, e))?;
         let clear = || -> rusqlite::Result<()> {
             transaction.execute_batch(
-                "DELETE FROM mirror; DELETE FROM open_group; DELETE FROM meta WHERE key IN ('checkpoint', 'clock');",
+                "DELETE FROM mirror; DELETE FROM open_group; DELETE FROM meta WHERE key IN ('checkpoint', 'clock', 'broken');",
             )?;
             let columns = columns_fingerprint();
             for (key, value) in [
@@ -207,6 +215,7 @@ impl Ledger {
             durable: durable_sender,
             newsstand: Arc::clone(&newsstand),
             purpose,
+            answers: Vec::new(),
         };
         let (path, lock) = (self.path, self._lock);
         std::thread::Builder::new()

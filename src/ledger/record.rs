@@ -1,5 +1,7 @@
 //! What the ledger is told, and what it gives back.
 
+use tokio::sync::oneshot;
+
 use crate::change::{Lsn, Micros};
 use crate::event::{ChangeRequest, EndpointKey, Event, Format, Kind, Recipient};
 use crate::mirror::{Persist, Slot};
@@ -94,6 +96,8 @@ pub enum Write {
     Checkpoint(Lsn, Micros),
     /// The outcome of an attempt.
     Outcome(Outcome),
+    /// Changes were missed for this reason: nobody may go on from here. Answered when it is on the disk.
+    Broken(String, oneshot::Sender<()>),
 }
 
 /// What becomes of the deliveries of new events.

@@ -7,7 +7,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rusqlite::{Connection, OptionalExtension, params};
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 use super::record::{EventRecord, Outcome, Purpose, Verdict, Write};
 use super::schema::{BEHIND, DEAD, DELIVERED, DROPPED, READY, SHADOWED};
@@ -67,6 +67,8 @@ pub(super) struct Writer {
     pub(super) durable: watch::Sender<Lsn>,
     pub(super) newsstand: Arc<Newsstand>,
     pub(super) purpose: Purpose,
+    /// Who waits for the next COMMIT.
+    pub(super) answers: Vec<oneshot::Sender<()>>,
 }
 
 impl Writer {
@@ -85,6 +87,10 @@ impl Writer {
                 });
             }
             self.newsstand.publish(&mut news);
+            for recorded in self.answers.drain(..) {
+                // Whoever asked may have gone.
+                recorded.send(()).ok();
+            }
         }
         Ok(())
     }
@@ -100,7 +106,7 @@ impl Writer {
                     checkpoint = checkpoint.max(Some((*lsn, *clock)));
                     is_complete = true;
                 }
-                Write::Outcome(_) => {}
+                Write::Outcome(_) | Write::Broken(..) => {}
                 _ => is_complete = false,
             }
             self.write(next, news)?;
@@ -128,7 +134,7 @@ impl Writer {
         Ok(())
     }
 
-    fn write(&self, write: Write, news: &mut News) -> Result<(), String> {
+    fn write(&mut self, write: Write, news: &mut News) -> Result<(), String> {
         match write {
             Write::Mirror(persist) => self.mirror(persist),
             Write::KeepGroup(slot, bytes) => self
@@ -153,6 +159,10 @@ impl Writer {
                 self.drop_queue(endpoint).map_err(|e| e.to_string())
             }
             Write::Checkpoint(..) => Ok(()),
+            Write::Broken(reason, recorded) => {
+                self.answers.push(recorded);
+                self.put_meta("broken", &reason).map_err(|e| e.to_string())
+            }
             Write::Outcome(outcome) => self.outcome(outcome, news).map_err(|e| e.to_string()),
         }
     }

@@ -7,6 +7,7 @@
 mod assemble;
 mod catalog;
 mod conn_info;
+mod coverage;
 mod follow;
 mod observe;
 pub mod pgoutput;
@@ -22,6 +23,7 @@ mod wire;
 pub use catalog::Catalog;
 pub(crate) use catalog::quoted;
 pub use conn_info::{ConnInfo, Host, SslMode};
+pub use coverage::Coverage;
 pub use follow::{Follow, follow, open};
 pub use observe::{
     Identity, Listener, Quota, ServerFacts, SlotFacts, has_publication, listeners, server_facts, slot_facts,

@@ -17,7 +17,7 @@ use crate::support::flagsmith::{self, Schema};
 use crate::support::golden;
 use crate::support::oracle::{Effective, flag_events};
 use crate::support::process::{Daemon, Installation};
-use crate::support::replay::{Pace, Replay, cases};
+use crate::support::replay::{Pace, Replay, cases, timestamp};
 
 /// Longer than the settle window (100 ms), so that what a case began is closed when its marker is committed.
 const SETTLED: Duration = Duration::from_millis(160);
@@ -81,7 +81,10 @@ impl Run {
             let sent = self.sent_by_flagsmith(&case).await;
             let got = self.collect(&sent).await;
             let events = before.events(&Effective::read(&self.client).await);
-            let verdict = self.judge(&got, &sent, &events).await;
+            let verdict = match self.judge_authors(&case, &got).await {
+                Ok(()) => self.judge(&got, &sent, &events).await,
+                Err(text) => Err(text),
+            };
             let (theirs, ours) =
                 (case["flagsmith_sent"].as_array().unwrap().len(), got.values().map(Vec::len).sum::<usize>());
             let text = match verdict {
@@ -250,6 +253,64 @@ impl Run {
         Ok(format!("right where Flagsmith is wrong ({})", self.reason(got, sent)))
     }
 
+    /// Who and when, of every flag event, is what a history row of the case says (of a deletion: a row of a deletion), or a
+    /// publication; nobody and the commit only where the case has none of these.
+    async fn judge_authors(&self, case: &Json, got: &Bodies) -> Result<(), String> {
+        if self.format == Format::Classic {
+            return Ok(());
+        }
+        let (mut edits, mut deletions) = (BTreeSet::new(), BTreeSet::new());
+        let changes =
+            case["transactions"].as_array().unwrap().iter().flat_map(|t| t["changes"].as_array().unwrap());
+        for change in changes {
+            let (table, new) = (change["table"].as_str().unwrap(), &change["new"]);
+            if table == "feature_versioning_environmentfeatureversion" && !new["published_by_id"].is_null() {
+                let mark = (self.email(&new["published_by_id"]).await, six(&new["published_at"]));
+                edits.insert(mark.clone());
+                deletions.insert(mark);
+            }
+            let is_history = ["features_historicalfeaturestate", "features_historicalfeaturestatevalue"]
+                .contains(&table)
+                || table == "multivariate_historicalmultivariatefeaturestatevalue";
+            if is_history {
+                let who = match (&new["history_user_id"], &new["master_api_key_id"]) {
+                    (Json::Null, Json::String(key)) => self.key_name(key).await,
+                    (user, _) => self.email(user).await,
+                };
+                // A variant that is removed is an edit of the flag.
+                let is_deletion = new["history_type"] == "-" && table.starts_with("features_");
+                let marks = if is_deletion { &mut deletions } else { &mut edits };
+                marks.insert((who, six(&new["history_date"])));
+            }
+        }
+        for body in got.values().flatten() {
+            let body: Json = serde_json::from_str(body).unwrap();
+            let marks = match body["event_type"].as_str() {
+                Some("FLAG_UPDATED") => &edits,
+                Some("FLAG_DELETED") => &deletions,
+                _ => continue,
+            };
+            let text = |key: &str| body["data"][key].as_str().unwrap().to_owned();
+            let is_nobody = text("changed_by").is_empty() && marks.is_empty();
+            if !is_nobody && !marks.contains(&(text("changed_by"), text("timestamp"))) {
+                return Err(format!("{} at {} is none of {marks:?}", text("changed_by"), text("timestamp")));
+            }
+        }
+        Ok(())
+    }
+
+    async fn email(&self, user: &Json) -> String {
+        let Some(id) = user.as_i64() else { return String::new() };
+        let sql = "SELECT email FROM users_ffadminuser WHERE id = $1";
+        let row = self.client.query_opt(sql, &[&i32::try_from(id).unwrap()]).await.unwrap();
+        row.map_or(String::new(), |row| row.get(0))
+    }
+
+    async fn key_name(&self, key: &str) -> String {
+        let sql = "SELECT name FROM api_keys_masterapikey WHERE id = $1";
+        self.client.query_opt(sql, &[&key]).await.unwrap().map_or(String::new(), |row| row.get(0))
+    }
+
     /// The flag events are those that the tables call for.
     async fn judge_events(&self, got: &Bodies, events: &[Json]) -> Result<(), String> {
         let ours = match self.format {
@@ -321,6 +382,11 @@ impl Run {
             "feature created in a versioned environment: sends nothing there"
         }
     }
+}
+
+/// A recorded time as bodies of `current` have it.
+fn six(value: &Json) -> String {
+    timestamp(value).strftime("%Y-%m-%dT%H:%M:%S.%6fZ").to_string()
 }
 
 fn without_others(bodies: &Bodies) -> bool {

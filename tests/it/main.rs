@@ -13,6 +13,7 @@ mod demo;
 mod golden;
 mod golden_daemon;
 mod idle;
+mod migration;
 mod old_flagsmith;
 mod receiver;
 mod receivers;
