@@ -11,7 +11,7 @@
 //!   within one grace period of the start is never unexplained, and while events come that are old already (the stream is
 //!   catching up) no request is judged.
 //!
-//! Invariant: memory is bounded, by [`HELD`], [`HELD_BYTES`] and [`REMEMBERED`]. What does not fit is counted as not judged.
+//! Invariant: memory is bounded, by `HELD`, `HELD_BYTES` and `REMEMBERED`. What does not fit is counted as not judged.
 
 use std::collections::{HashMap, VecDeque};
 use std::time::Duration;

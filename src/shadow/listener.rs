@@ -1,7 +1,7 @@
 //! Where Flagsmith's webhooks come in: plain HTTP, answered with 200 at once and handed on, whatever they say.
 //!
-//! Nothing a request holds is trusted. Bodies are read up to [`MAX_BODY`] and within [`READ_WITHIN`]; of the headers only the
-//! signature is kept (hyper itself refuses more than 100 headers). What waits to be compared is bounded by [`BUDGET_KIB`]; what
+//! Nothing a request holds is trusted. Bodies are read up to `MAX_BODY` and within `READ_WITHIN`; of the headers only the
+//! signature is kept (hyper itself refuses more than 100 headers). What waits to be compared is bounded by `BUDGET_KIB`; what
 //! comes beyond is answered, counted and forgotten: Flagsmith must never wait for a comparison.
 
 use std::net::SocketAddr;
