@@ -2,7 +2,7 @@
 //!
 //! Shutdown is one list, in `Running::stop`: stop reading → finish attempts → commit → last status update → exit.
 
-use std::future::pending;
+use std::future::{Future, pending};
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,7 +21,7 @@ use crate::config::Config;
 use crate::delivery::{Client, Dispatcher, Guard, Options};
 use crate::error::{Error, Kind, Result};
 use crate::event::Engine;
-use crate::ledger::{Identity, Ledger, Write};
+use crate::ledger::{Identity, Ledger, Newsstand, Purpose, Reader, Write};
 use crate::mirror::Mirror;
 use crate::schema::Table;
 use crate::source::{
@@ -38,13 +38,38 @@ const WRITER_TELLS_WITHIN: Duration = Duration::from_millis(100);
 /// Runs until SIGTERM or SIGINT (then `Ok`), or until something is wrong that waiting does not mend. `ready` is called once,
 /// when the mirror is loaded and the stream is open.
 pub async fn run(config: &Config, ready: impl FnOnce(&str)) -> Result<()> {
+    let dispatch = |outlet: Outlet, stop| Ok(dispatcher(config, outlet)?.run(stop));
+    run_with(config, Purpose::Send, dispatch, ready).await
+}
+
+/// Where events come out: what a consumer reads them with.
+pub struct Outlet {
+    /// Reads what was recorded.
+    pub reader: Reader,
+    /// Takes outcomes. The ledger's writer ends when the last sender is gone: whoever sends none drops it.
+    pub writes: mpsc::Sender<Write>,
+    /// Tells what is new.
+    pub newsstand: Arc<Newsstand>,
+}
+
+/// Runs as [`run`] does, with another consumer in the place of the dispatcher. `consume` makes it before anything is captured;
+/// it ends when its token is cancelled, or with the error that ends the daemon.
+pub async fn run_with<C>(
+    config: &Config,
+    purpose: Purpose,
+    consume: impl FnOnce(Outlet, CancellationToken) -> Result<C>,
+    ready: impl FnOnce(&str),
+) -> Result<()>
+where
+    C: Future<Output = Result<()>> + Send + 'static,
+{
     let stop = CancellationToken::new();
     stop_on_signals(&stop)?;
     let prepared = tokio::select! {
         prepared = prepare(config) => prepared?,
         () = stop.cancelled() => return Ok(()),
     };
-    let running = start(config, prepared, stop.clone()).await?;
+    let running = start(config, prepared, purpose, consume, stop.clone()).await?;
     ready(&running.summary);
     running.wait().await
 }
@@ -160,13 +185,33 @@ struct Running {
     stop: CancellationToken,
     stream: JoinHandle<Result<Option<Stream>>>,
     capture: oneshot::Receiver<Result<()>>,
-    dispatcher: JoinHandle<Result<()>>,
+    consumer: JoinHandle<Result<()>>,
     coverage: JoinHandle<Result<Coverage>>,
     positions: Positions,
     writer_ended: oneshot::Receiver<Result<()>>,
 }
 
-async fn start(config: &Config, prepared: Prepared, stop: CancellationToken) -> Result<Running> {
+fn dispatcher(config: &Config, outlet: Outlet) -> Result<Dispatcher> {
+    let client = Client::new(Guard::new(config.allow.clone()), config.timeouts)?;
+    let options = Options {
+        max_in_flight: config.max_in_flight,
+        schedule: config.schedule.clone(),
+        ..Options::default()
+    };
+    let Outlet { reader, writes, newsstand } = outlet;
+    Ok(Dispatcher::new(reader, writes, newsstand, client, options))
+}
+
+async fn start<C>(
+    config: &Config,
+    prepared: Prepared,
+    purpose: Purpose,
+    consume: impl FnOnce(Outlet, CancellationToken) -> Result<C>,
+    stop: CancellationToken,
+) -> Result<Running>
+where
+    C: Future<Output = Result<()>> + Send + 'static,
+{
     let Prepared { ledger, identity, catalog } = prepared;
     let checkpoint = ledger.checkpoint()?.unwrap_or_default();
     let engine = load_engine(config, &ledger, &catalog, &identity)?;
@@ -175,7 +220,7 @@ async fn start(config: &Config, prepared: Prepared, stop: CancellationToken) -> 
         .iter()
         .sum::<usize>();
     let reader = ledger.reader()?;
-    let writer = ledger.start_writer()?;
+    let writer = ledger.start_writer(purpose)?;
     let (out, items) = mpsc::channel(QUEUE);
     // What is durable may be confirmed once the publication has been seen whole.
     let (confirmable, confirmable_receiver) = watch::channel(checkpoint);
@@ -195,17 +240,9 @@ async fn start(config: &Config, prepared: Prepared, stop: CancellationToken) -> 
     };
     let first = open(&what, &channels).await?;
 
-    let guard = Guard::new(config.allow.clone());
-    let client = Client::new(guard, config.timeouts)?;
-    let options = Options {
-        max_in_flight: config.max_in_flight,
-        schedule: config.schedule.clone(),
-        ..Options::default()
-    };
-    let dispatcher = Dispatcher::new(reader, writer.writes.clone(), writer.newsstand, client, options);
+    let outlet = Outlet { reader, writes: writer.writes.clone(), newsstand: writer.newsstand };
     // Deliveries go on while the stream is being read to its end; they stop when it has.
-    let stop_sending = stop.child_token();
-    let dispatcher = tokio::spawn(dispatcher.run(stop_sending));
+    let consumer = tokio::spawn(consume(outlet, stop.child_token())?);
     let recorder = writer.writes.clone();
     let capture = Capture::new(
         engine,
@@ -227,16 +264,7 @@ async fn start(config: &Config, prepared: Prepared, stop: CancellationToken) -> 
     let stop_reading = stop.clone();
     let stream = tokio::spawn(async move { follow(&what, channels, first, &stop_reading).await });
     let positions = Positions { durable, confirmable };
-    Ok(Running {
-        summary,
-        stop,
-        stream,
-        capture,
-        dispatcher,
-        coverage,
-        positions,
-        writer_ended: writer.ended,
-    })
+    Ok(Running { summary, stop, stream, capture, consumer, coverage, positions, writer_ended: writer.ended })
 }
 
 /// What is durable, and what of it may be confirmed.
@@ -325,7 +353,7 @@ impl Running {
     /// The error of the stage that failed. A stage that ends without one does so because its neighbour is gone, and the
     /// neighbour tells why.
     async fn failure(&mut self) -> Error {
-        let Running { stream, capture, dispatcher, coverage, writer_ended, .. } = self;
+        let Running { stream, capture, consumer, coverage, writer_ended, .. } = self;
         let mut writer = pin!(async { error_of(flatten(writer_ended.await, "the ledger's writer")).await });
         let error = tokio::select! {
             biased;
@@ -333,7 +361,7 @@ impl Running {
             error = async { error_of(coverage.await.map_err(|e| panicked("the coverage watch", &e)).flatten()).await } => error,
             error = async { error_of(stream.await.map_err(|e| panicked("the stream", &e)).flatten()).await } => error,
             error = async { error_of(flatten(capture.await, "the capture thread")).await } => error,
-            error = async { error_of(dispatcher.await.map_err(|e| panicked("the dispatcher", &e)).flatten()).await } => error,
+            error = async { error_of(consumer.await.map_err(|e| panicked("the dispatcher", &e)).flatten()).await } => error,
         };
         // Whoever writes to the ledger notices that its writer is gone a moment before the writer has told why.
         tokio::time::timeout(WRITER_TELLS_WITHIN, writer).await.unwrap_or(error)
@@ -342,7 +370,7 @@ impl Running {
     async fn stop(self) -> Result<()> {
         let stream = self.stream.await.map_err(|e| panicked("the stream", &e)).flatten()?;
         flatten(self.capture.await, "the capture thread")?;
-        self.dispatcher.await.map_err(|e| panicked("the dispatcher", &e)).flatten()?;
+        self.consumer.await.map_err(|e| panicked("the dispatcher", &e)).flatten()?;
         let mut coverage = self.coverage.await.map_err(|e| panicked("the coverage watch", &e)).flatten()?;
         // Every sender is gone: the writer commits what it has and ends.
         flatten(self.writer_ended.await, "the ledger's writer")?;

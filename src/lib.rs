@@ -16,4 +16,5 @@ pub mod ledger;
 pub mod mirror;
 pub mod ops;
 pub mod schema;
+pub mod shadow;
 pub mod source;

@@ -14,6 +14,7 @@ mod demo;
 mod endpoint_url;
 mod run;
 mod setup;
+mod shadow;
 mod size;
 mod status;
 mod uninstall;
@@ -50,6 +51,8 @@ enum Command {
     Run,
     /// Show lag, queues and endpoints
     Status(Json),
+    /// Compare what Flagsmith sends with what flagpost would send, and send nothing
+    Shadow(shadow::Options),
     /// Show the daemon at work on a scratch database: real changes, real webhooks, a kill -9
     Demo(demo::Options),
     /// Drop slot and publication
@@ -97,6 +100,7 @@ fn execute(cli: Cli) -> Result<u8> {
             Command::Setup(options) => setup::setup(&config, &options).await,
             Command::Run => run::run(&config).await,
             Command::Demo(options) => demo::demo(&options).await,
+            Command::Shadow(options) => shadow::shadow(&config, &options).await,
             Command::Status(options) => status::status(&config, options.json).await,
             Command::Uninstall(options) => uninstall::uninstall(&config, &options).await,
         }

@@ -64,6 +64,7 @@ struct EndpointPart {
     dead: u64,
     delivered: u64,
     dropped: u64,
+    shadowed: u64,
     oldest_pending_seconds: Option<u64>,
     last_error: Option<String>,
 }
@@ -177,6 +178,7 @@ fn endpoint_part(key: String, endpoint: Option<&Endpoint>, counts: Counts, now: 
         dead: counts.dead,
         delivered: counts.delivered,
         dropped: counts.dropped,
+        shadowed: counts.shadowed,
         oldest_pending_seconds: counts.oldest_pending.map(age),
         last_error: counts.last_error,
     }

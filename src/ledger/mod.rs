@@ -25,7 +25,7 @@ use crate::schema::Table;
 
 pub use purge::Purge;
 pub use reader::{Endpoint, Reader};
-pub use record::{Counts, Due, EventRecord, Outcome, Verdict, Write};
+pub use record::{Counts, Due, EventRecord, Outcome, Purpose, Verdict, Write};
 pub use writer::{News, Newsstand};
 
 use seal::Seal;
@@ -201,8 +201,8 @@ impl Ledger {
         rows.collect::<rusqlite::Result<_>>().map_err(self.failed())
     }
 
-    /// Starts the writer thread. The lock on the state directory is held until it ends.
-    pub fn start_writer(self) -> Result<WriterHandle> {
+    /// Starts the writer thread; `purpose` says what becomes of new deliveries. The lock on the state directory is held until it ends.
+    pub fn start_writer(self, purpose: Purpose) -> Result<WriterHandle> {
         let checkpoint = self.checkpoint()?.unwrap_or_default();
         let (writes, receiver) = mpsc::channel(WRITE_QUEUE);
         let (durable_sender, durable) = watch::channel(checkpoint);
@@ -214,6 +214,7 @@ impl Ledger {
             writes: receiver,
             durable: durable_sender,
             newsstand: Arc::clone(&newsstand),
+            purpose,
             answers: Vec::new(),
         };
         let (path, lock) = (self.path, self._lock);

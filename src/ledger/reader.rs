@@ -7,7 +7,7 @@ use rusqlite::{Connection, OptionalExtension, Row as SqlRow, params};
 
 use super::Identity;
 use super::record::{Counts, Due};
-use super::schema::{self, DEAD, DELIVERED, DROPPED};
+use super::schema::{self, DEAD, DELIVERED, DROPPED, SHADOWED};
 use super::seal::Seal;
 use crate::change::{Lsn, Micros, Row};
 use crate::error::{Error, Result};
@@ -73,6 +73,33 @@ impl Reader {
             }
         }
         Ok(all)
+    }
+
+    /// The deliveries to `endpoint` that were recorded in shadow mode ([`super::Purpose::Shadow`]), of events after `after`
+    /// (`event.seq`), in order, at most `limit`.
+    pub fn shadowed(&self, endpoint: EndpointKey, after: i64, limit: usize) -> Result<Vec<Due>> {
+        let mut statement = self
+            .connection
+            .prepare_cached(
+                "SELECT d.event, e.id, e.action, e.feature, d.lane, b.body, d.attempts, e.commit_time, e.recorded_at,
+                        e.sequence, e.change_request_id, e.change_request
+                 FROM delivery d JOIN event e ON e.seq = d.event
+                 JOIN body b ON b.event = d.event AND b.format = d.format
+                 WHERE d.endpoint = ?1 AND d.event > ?2 AND d.status = ?3 ORDER BY d.event LIMIT ?4",
+            )
+            .map_err(self.failed())?;
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        let rows = statement
+            .query_map(params![endpoint.to_string(), after, SHADOWED, limit], |row| due(endpoint, row))
+            .map_err(self.failed())?;
+        rows.collect::<rusqlite::Result<_>>().map_err(self.failed())
+    }
+
+    /// The newest event's `event.seq`; 0 where there is none.
+    pub fn last_event(&self) -> Result<i64> {
+        self.connection
+            .query_row("SELECT coalesce(max(seq), 0) FROM event", [], |row| row.get(0))
+            .map_err(self.failed())
     }
 
     /// When the next delivery to `endpoint` becomes due, after `now`.
@@ -186,6 +213,7 @@ impl Reader {
                 DELIVERED => counts.delivered += count,
                 DEAD => counts.dead += count,
                 DROPPED => counts.dropped += count,
+                SHADOWED => counts.shadowed += count,
                 _ => {
                     counts.pending += count;
                     counts.retrying += retrying;

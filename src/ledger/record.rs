@@ -100,6 +100,16 @@ pub enum Write {
     Broken(String, oneshot::Sender<()>),
 }
 
+/// What becomes of the deliveries of new events.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// They are sent.
+    Send,
+    /// They are compared with what Flagsmith sent (shadow mode). From the start they are on record as such and are never due,
+    /// so that whoever sends later sends none of them, however the comparison ended.
+    Shadow,
+}
+
 /// What one attempt came to.
 #[derive(Debug, Clone)]
 pub struct Outcome {
@@ -176,6 +186,8 @@ pub struct Counts {
     pub dead: u64,
     /// Their endpoint was deleted.
     pub dropped: u64,
+    /// Recorded in shadow mode: never sent.
+    pub shadowed: u64,
     /// Commit time of the oldest pending one.
     pub oldest_pending: Option<Micros>,
     /// The latest failure of a pending one, or of one that was given up.

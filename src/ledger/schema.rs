@@ -37,6 +37,8 @@ pub(super) const DELIVERED: i64 = 2;
 pub(super) const DEAD: i64 = 3;
 /// `delivery.status`: its endpoint was deleted.
 pub(super) const DROPPED: i64 = 4;
+/// `delivery.status`: recorded in shadow mode: compared with what Flagsmith sent, and never to be sent.
+pub(super) const SHADOWED: i64 = 5;
 
 const TABLES: &str = "
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;

@@ -9,8 +9,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use rusqlite::{Connection, OptionalExtension, params};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 
-use super::record::{EventRecord, Outcome, Verdict, Write};
-use super::schema::{BEHIND, DEAD, DELIVERED, DROPPED, READY};
+use super::record::{EventRecord, Outcome, Purpose, Verdict, Write};
+use super::schema::{BEHIND, DEAD, DELIVERED, DROPPED, READY, SHADOWED};
 use super::seal::Seal;
 use crate::change::{Key, Lsn, Micros};
 use crate::event::EndpointKey;
@@ -22,7 +22,7 @@ const BATCH: usize = 4_096;
 /// What the last commits mean for those who send.
 #[derive(Debug, Default)]
 pub struct News {
-    /// Endpoints that have something new to be sent.
+    /// Endpoints that have something new to be sent, or to be compared.
     pub ready: HashSet<EndpointKey>,
     /// Endpoints whose row must be read again (or is gone).
     pub changed: HashSet<EndpointKey>,
@@ -66,6 +66,7 @@ pub(super) struct Writer {
     pub(super) writes: mpsc::Receiver<Write>,
     pub(super) durable: watch::Sender<Lsn>,
     pub(super) newsstand: Arc<Newsstand>,
+    pub(super) purpose: Purpose,
     /// Who waits for the next COMMIT.
     pub(super) answers: Vec<oneshot::Sender<()>>,
 }
@@ -238,11 +239,15 @@ impl Writer {
                 .query_row(params![endpoint, event.lane], |_| Ok(()))
                 .optional()?
                 .is_none();
-            let status = if is_first { READY } else { BEHIND };
+            let status = match self.purpose {
+                Purpose::Shadow => SHADOWED,
+                Purpose::Send if is_first => READY,
+                Purpose::Send => BEHIND,
+            };
             self.connection
                 .prepare_cached("INSERT INTO delivery VALUES (?1, ?2, ?3, ?4, ?5, 0, ?6)")?
                 .execute(params![endpoint, seq, event.lane, recipient.format.name(), status, now.0])?;
-            if is_first {
+            if is_first || self.purpose == Purpose::Shadow {
                 news.ready.insert(recipient.endpoint);
             }
         }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 const VOCABULARY: [&str; 3] = ["change", "schema", "error"];
 
 /// They put the parts together and may import anything.
-const WIRING: [&str; 5] = ["baseline", "capture", "cli", "daemon", "demo"];
+const WIRING: [&str; 6] = ["baseline", "capture", "cli", "daemon", "demo", "shadow"];
 
 /// What each stage may import besides the vocabulary and itself, from left to right. `config` names the types that a key is
 /// parsed into, so it stands to the right of the stages, and no stage reads it.

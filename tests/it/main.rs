@@ -19,4 +19,5 @@ mod receiver;
 mod receivers;
 mod replication;
 mod schedule;
+mod shadow;
 mod support;

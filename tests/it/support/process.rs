@@ -116,12 +116,27 @@ impl Daemon {
 
     /// Starts it and waits until it says that it is ready, or ends.
     pub(crate) async fn try_start(installation: &Installation) -> Result<Daemon, Output> {
-        let mut process = installation.spawn(&["run"]);
+        Daemon::try_start_as(installation, &["run"]).await
+    }
+
+    /// The same of another command that stays, `shadow`.
+    pub(crate) async fn start_as(installation: &Installation, arguments: &[&str]) -> Daemon {
+        let started = Daemon::try_start_as(installation, arguments).await;
+        started.unwrap_or_else(|output| panic!("it ended: {output:?}"))
+    }
+
+    async fn try_start_as(installation: &Installation, arguments: &[&str]) -> Result<Daemon, Output> {
+        let mut process = installation.spawn(arguments);
         let deadline = Instant::now() + LONG;
         loop {
             // The order matters: what a process wrote before its end is there after its end has been seen.
             let has_ended = process.has_ended();
-            if process.stdout.text().lines().any(|line| line.split([' ', ':']).any(|word| word == "ready")) {
+            if process
+                .stdout
+                .text()
+                .lines()
+                .any(|line| line.split([' ', ':', '"']).any(|word| word == "ready"))
+            {
                 return Ok(Daemon(process));
             }
             if has_ended {
