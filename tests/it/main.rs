@@ -17,4 +17,5 @@ mod old_flagsmith;
 mod receiver;
 mod replication;
 mod schedule;
+mod story;
 mod support;
