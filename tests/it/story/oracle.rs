@@ -14,7 +14,7 @@ use serde_json::Value as Json;
 use super::database::{Database, Record, int};
 
 /// For whom a flag value is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) enum For {
     Everybody,
     Segment(i64),
@@ -22,7 +22,7 @@ pub(super) enum For {
 }
 
 /// A feature in an environment for somebody.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct FlagValue {
     pub(super) feature: i64,
     pub(super) environment: i64,
@@ -35,7 +35,7 @@ pub(super) struct Visible {
     pub(super) enabled: bool,
     pub(super) value: Json,
     /// Option, its value, percentage; in id order of the percentages.
-    pub(super) variants: Vec<(Option<i64>, Json, f64)>,
+    pub(super) variants: Vec<(Option<i64>, Json, Option<f64>)>,
     pub(super) priority: Option<i64>,
 }
 
@@ -134,7 +134,8 @@ fn flag_of(database: &Database, state: &Record) -> Option<(FlagValue, Visible)> 
     let variants = database.with(Table::MvValue, mv_value::FEATURE_STATE_ID, id).map(|variant| {
         let option = int(variant, mv_value::MULTIVARIATE_FEATURE_OPTION_ID)
             .and_then(|option| database.by_id(Table::MvOption, option));
-        let percentage = variant[mv_value::PERCENTAGE_ALLOCATION].as_deref().unwrap().parse().unwrap();
+        let percentage =
+            variant[mv_value::PERCENTAGE_ALLOCATION].as_deref().and_then(|text| text.parse().ok());
         let shown = option.map_or(Json::Null, |option| typed(option, mv_option::TYPE));
         (option.and_then(|option| int(option, mv_option::ID)), shown, percentage)
     });

@@ -5,11 +5,12 @@ use std::fmt;
 use std::time::Duration;
 
 use flagpost::change::{Key, Lsn, Micros, Row, Transaction};
-use flagpost::event::{Effect, Engine, EventId, Format, Formats, Kind, Recipient, Settle};
+use flagpost::event::{Effect, Engine, Event, EventId, Format, Formats, Kind, Payload, Recipient, Settle};
 use flagpost::mirror::{Mirror, Persist, Slot, kept_key};
-use flagpost::schema::{Capabilities, Table};
+use flagpost::schema::{Capabilities, Table, feature_segment, feature_state};
 
 use super::database::{Database, row};
+use super::oracle::{FlagValue, For};
 
 pub(super) const SETTLE: Settle = Settle { quiet: Duration::from_millis(100), max: Duration::from_secs(1) };
 
@@ -22,7 +23,8 @@ pub(super) struct Told {
     pub(super) id: EventId,
     pub(super) kind: Kind,
     pub(super) action: String,
-    pub(super) environment: Option<i64>,
+    /// The flag value that it is about.
+    pub(super) flag: Option<FlagValue>,
     pub(super) current: String,
     pub(super) classic: String,
     pub(super) recipients: Vec<Recipient>,
@@ -50,6 +52,19 @@ fn engine(rows: &BTreeMap<(&'static str, Key), (Table, Row)>) -> Engine {
     let formats =
         Formats { default: Format::Current, by_url: vec![(CLASSIC_URL.to_owned(), Format::Classic)] };
     Engine::new(mirror, "7351".into(), SETTLE, formats, false)
+}
+
+fn flag_of(event: &Event) -> Option<FlagValue> {
+    let Payload::Flag(payload) = &event.payload else { return None };
+    let view = payload.new.as_ref().or(payload.previous.as_ref())?;
+    let whom = if let Some(identity) = view.state.int(feature_state::IDENTITY_ID) {
+        For::Identity(identity)
+    } else if let Some(row) = &view.feature_segment {
+        For::Segment(row.int(feature_segment::SEGMENT_ID).unwrap_or(0))
+    } else {
+        For::Everybody
+    };
+    Some(FlagValue { feature: event.feature?, environment: event.environment?, whom })
 }
 
 impl Daemon {
@@ -120,7 +135,7 @@ impl Daemon {
                     id: event.id,
                     kind: event.kind,
                     action: event.action.to_string(),
-                    environment: event.environment,
+                    flag: flag_of(&event),
                     current: Format::Current.body(&event),
                     classic: Format::Classic.body(&event),
                     recipients,

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use serde_json::Value as Json;
 
 use super::oracle::{FlagValue, For, Visible};
+use super::play::Told;
 
 #[derive(Debug, Default)]
 pub(super) struct Receiver {
@@ -21,41 +22,36 @@ pub(super) struct FlagEvent {
 }
 
 impl FlagEvent {
-    /// `None` when the body is of no flag event.
-    pub(super) fn read(body: &str) -> Option<FlagEvent> {
-        let body: Json = serde_json::from_str(body).unwrap();
-        let kind = body["event_type"].as_str().unwrap();
-        if !matches!(kind, "FLAG_UPDATED" | "FLAG_DELETED") {
-            return None;
-        }
+    /// `None` when the event is of no flag; an error when its body is not of its flag.
+    pub(super) fn read(told: &Told) -> Result<Option<FlagEvent>, String> {
+        let Some(flag) = told.flag else { return Ok(None) };
+        let body: Json = serde_json::from_str(&told.current).unwrap();
         let side = |name: &str| Some(&body["data"][name]).filter(|state| !state.is_null());
         let (previous, new) = (side("previous_state"), side("new_state"));
-        assert_eq!(kind == "FLAG_DELETED", new.is_none(), "{body}");
-        let flag = flag(new.or(previous).unwrap());
-        assert!(previous.is_none_or(|previous| self::flag(previous) == flag), "two flags in {body}");
-        Some(FlagEvent { flag, previous: previous.map(visible), new: new.map(visible) })
+        let kind = if new.is_some() { "FLAG_UPDATED" } else { "FLAG_DELETED" };
+        if body["event_type"] != kind || !previous.into_iter().chain(new).all(|state| is_of(state, flag)) {
+            return Err(format!("{flag:?} in {body}"));
+        }
+        Ok(Some(FlagEvent { flag, previous: previous.map(visible), new: new.map(visible) }))
     }
 }
 
-fn flag(state: &Json) -> FlagValue {
+/// Whether a body tells for what flag value it is. A segment that is gone has no id in it.
+fn is_of(state: &Json, flag: FlagValue) -> bool {
     let segment = &state["feature_segment"]["segment"]["id"];
-    let whom = match (state["identity"].as_i64(), segment.as_i64()) {
-        (Some(identity), _) => For::Identity(identity),
-        (None, Some(segment)) => For::Segment(segment),
-        (None, None) => For::Everybody,
+    let whom = match flag.whom {
+        For::Everybody => state["identity"].is_null() && state["feature_segment"].is_null(),
+        For::Segment(id) => segment.is_null() || segment.as_i64() == Some(id),
+        For::Identity(id) => state["identity"].as_i64() == Some(id),
     };
-    FlagValue {
-        feature: state["feature"]["id"].as_i64().unwrap(),
-        environment: state["environment"]["id"].as_i64().unwrap(),
-        whom,
-    }
+    whom && state["feature"]["id"] == flag.feature && state["environment"]["id"] == flag.environment
 }
 
 fn visible(state: &Json) -> Visible {
     let variants = state["multivariate_feature_state_values"].as_array().unwrap();
     let variant = |variant: &Json| {
         let option = &variant["multivariate_feature_option"];
-        let percentage = variant["percentage_allocation"].as_f64().unwrap();
+        let percentage = variant["percentage_allocation"].as_f64();
         (option["id"].as_i64(), option["value"].clone(), percentage)
     };
     Visible {
@@ -72,9 +68,9 @@ impl Receiver {
         self.known.extend(flags.iter().map(|(flag, visible)| (*flag, visible.clone())));
     }
 
-    /// Forgets an environment: what it knows of it may be out of date.
-    pub(super) fn forgets(&mut self, environment: i64) {
-        self.known.retain(|flag, _| flag.environment != environment);
+    /// Forgets everything: what it knows may be out of date.
+    pub(super) fn forgets_all(&mut self) {
+        self.known.clear();
     }
 
     /// Takes an event; an error when it does not go on from what the receiver knows.
@@ -83,12 +79,18 @@ impl Receiver {
         if known != event.previous.as_ref() {
             return Err(format!("the receiver knows {known:?}, but the event says {event:?}"));
         }
-        self.takes_unchecked(event)
+        self.takes_what_is_new(event)
     }
 
-    /// The same for a receiver that may have missed something.
-    pub(super) fn takes_unchecked(&mut self, event: FlagEvent) -> Result<(), String> {
-        if event.previous == event.new {
+    /// The same for a receiver that need not have known the flag.
+    pub(super) fn takes_what_is_new(&mut self, event: FlagEvent) -> Result<(), String> {
+        let known = self.known.get(&event.flag);
+        if known.is_some() && known != event.previous.as_ref() {
+            return Err(format!("the receiver knows {known:?}, but the event says {event:?}"));
+        }
+        // A body does not tell which option it is that is gone.
+        let shows_all = |visible: &Visible| visible.variants.iter().all(|(option, ..)| option.is_some());
+        if event.previous == event.new && event.new.as_ref().is_none_or(shows_all) {
             return Err(format!("nothing changed by {event:?}"));
         }
         match event.new {

@@ -15,7 +15,7 @@ use super::desk::{Content, Desk};
 use super::oracle::{FlagValue, Visible, dead_environments, flag_values};
 
 /// 2026-11-24 02:00:00 UTC.
-const BEGIN: i64 = 1_795_485_600_000_000;
+pub(super) const BEGIN: i64 = 1_795_485_600_000_000;
 const MILLISECOND: i64 = 1_000;
 /// The least time between two clicks that do not interleave.
 const BETWEEN_CLICKS: u16 = 150;
@@ -66,7 +66,7 @@ fn insert(database: &mut Database, table: Table, fields: &[(usize, &str)]) {
 }
 
 /// Two organisations, three projects, four environments, and two features from before flagpost.
-fn beginning() -> Database {
+pub(super) fn beginning() -> Database {
     let mut database = Database::default();
     let d = &mut database;
     for name in ["Acme", "Other"] {
@@ -121,27 +121,28 @@ impl Story {
         let begin = beginning();
         let mut teller =
             Teller { database: begin.clone(), beats: Vec::new(), running: Vec::new(), now: BEGIN };
-        let mut last_is_exclusive = true;
+        // Nothing interleaves with the birth of an environment.
+        let mut not_before = BEGIN;
         for click in clicks {
-            let is_exclusive =
+            let is_birth =
                 matches!(click.action, Action::CreateEnvironment { .. } | Action::CloneEnvironment { .. });
             let gaps = click.gaps.map(|gap| (1 + i64::from(gap % WITHIN_CLICK)) * MILLISECOND).to_vec();
-            let start = if click.interleaves && !is_exclusive && !last_is_exclusive {
-                let start = teller.now + gaps[0];
-                teller.run_until(start);
-                start
+            let between = i64::from(BETWEEN_CLICKS + click.wait) * MILLISECOND;
+            let start = if click.interleaves && !is_birth {
+                (teller.now + gaps[0]).max(not_before)
             } else {
                 teller.run_until(i64::MAX);
-                teller.now + i64::from(BETWEEN_CLICKS + click.wait) * MILLISECOND
+                teller.now + between
             };
+            teller.run_until(start);
             let script = script(&mut teller.database, &click.action, click.user, click.at_once);
-            if let Some(script) = script.filter(|script| !script.steps.is_empty()) {
+            if let Some(script) = script {
                 let steps = script.steps.into();
                 teller.running.push(Running { at: start, steps, gaps, born: script.born });
-                last_is_exclusive = is_exclusive;
             }
-            if is_exclusive {
+            if is_birth {
                 teller.run_until(i64::MAX);
+                not_before = teller.now + between;
             } else {
                 teller.run_until(start + 1);
             }
