@@ -8,6 +8,7 @@ mod births;
 mod clicks;
 mod database;
 mod desk;
+mod faults;
 mod oracle;
 mod play;
 mod receiver;
