@@ -14,8 +14,8 @@ use super::{Commit, EndpointKey, Event, Formats, Recipient, recipients};
 use crate::change::{Key, Lsn, Micros, Op, Row, RowChange, Transaction};
 use crate::mirror::{Mirror, Persist, Slot, Target};
 use crate::schema::{
-    Table, environment, feature, feature_state, mv_history, mv_value, state_history, state_value,
-    value_history,
+    Table, environment, feature, feature_segment, feature_state, mv_history, mv_value, state_history,
+    state_value, value_history,
 };
 
 pub use super::group::Settle;
@@ -109,6 +109,10 @@ impl Engine {
     /// Takes an open group back from the ledger. False when the bytes are no group.
     pub fn restore_group(&mut self, bytes: &[u8]) -> bool {
         let Ok((slot, group)) = postcard::from_bytes::<(Slot, Group)>(bytes) else { return false };
+        if slot == birth_slot(slot.environment) {
+            self.births.insert(slot.environment, group.commit().time);
+            return true;
+        }
         self.gone_states.extend(group.gone_states().iter().map(|state| (*state, slot)));
         self.deadlines.insert((group.deadline(self.settle), slot));
         self.groups.insert(slot, group);
@@ -149,6 +153,7 @@ impl Engine {
                 _ => self.fire(out),
             }
         }
+        self.forget_births(now, out);
         self.clock = self.clock.max(now);
     }
 
@@ -158,10 +163,7 @@ impl Engine {
             Commit { end_lsn: transaction.end_lsn, xid: transaction.xid, time: transaction.commit_time };
         self.silence(commit.time, out);
         self.position = commit.end_lsn;
-        let quiet = self.settle.quiet;
-        self.births.retain(|_, last| last.plus(quiet) >= commit.time);
-
-        let mut work = Work { commit, touched: Vec::new(), audits: Vec::new() };
+        let mut work = Work { commit, touched: Vec::new(), audits: Vec::new(), births: BTreeSet::new() };
         for change in transaction.changes {
             if matches!(change.op, Op::Truncate) {
                 for key in self.mirror.keys(change.table) {
@@ -174,6 +176,7 @@ impl Engine {
         for audit in work.audits {
             self.audit(audit, commit, out);
         }
+        self.keep_births(&work.births, commit, out);
         self.settle_touched(&work.touched, out);
         // Commit times can be a little out of order: what should have gone live already goes live now.
         while self.timers.next().is_some_and(|at| at <= self.clock) {
@@ -259,7 +262,16 @@ impl Engine {
             Table::StateHistory => own(of_states(state_history::ID)),
             Table::ValueHistory => own(of_states(value_history::FEATURE_STATE_ID)),
             Table::MvHistory => own(of_states(mv_history::FEATURE_STATE_ID)),
-            Table::FeatureSegment => own(self.slots(key_id(&key).map(|id| mirror.states_of_override(id)))),
+            Table::FeatureSegment => {
+                let slots = self.slots(key_id(&key).map(|id| mirror.states_of_override(id)));
+                let segment = new.and_then(|new| new.int(feature_segment::SEGMENT_ID));
+                // Where the override is for another segment from now on, that flag value changes as well.
+                let moved = segment.into_iter().flat_map(|segment| {
+                    slots.iter().map(move |slot| Slot { target: Target::Segment(segment), ..*slot })
+                });
+                let moved: Vec<Slot> = moved.filter(|slot| !slots.contains(slot)).collect();
+                own([slots, moved].concat())
+            }
             Table::Identity => own(self.slots(key_id(&key).map(|id| mirror.states_of_identity(id)))),
             Table::MvOption => own(self.slots(key_id(&key).map(|id| mirror.states_of_option(id)))),
             Table::FeatureVersion => {
@@ -315,9 +327,10 @@ impl Engine {
             Table::Environment => {
                 if let Some(id) = row.int(environment::ID) {
                     self.births.insert(id, work.commit.time);
+                    work.births.insert(id);
                 }
             }
-            Table::FeatureState => self.note_born_state(row, work.commit.time),
+            Table::FeatureState => self.note_born_state(row, work),
             Table::StateHistory => self.note_history(table, row, state_history::ID, work.commit.time),
             Table::ValueHistory => {
                 self.note_history(table, row, value_history::FEATURE_STATE_ID, work.commit.time);
@@ -331,14 +344,38 @@ impl Engine {
 
     /// The states that are born together with their environment are no events; also those of a clone, which fills the
     /// environment in one transaction after the other.
-    fn note_born_state(&mut self, row: &Row, at: Micros) {
+    fn note_born_state(&mut self, row: &Row, work: &mut Work) {
         let Some(environment) = row.int(feature_state::ENVIRONMENT_ID) else { return };
-        let is_born_now = self.births.get_mut(&environment).map(|last| *last = at).is_some();
+        let is_born_now = self.births.get_mut(&environment).map(|last| *last = work.commit.time).is_some();
+        if is_born_now {
+            work.births.insert(environment);
+        }
         if (is_born_now || self.mirror.environment_is_being_created(environment))
             && let Some(group) = self.groups.get_mut(&self.mirror.slot_of_row(row))
         {
             group.silent = true;
         }
+    }
+
+    /// Births are kept as open groups are: a restart in the middle of one must not take its states for new flags.
+    fn keep_births(&self, births: &BTreeSet<i64>, commit: Commit, out: Out<'_>) {
+        for environment in births {
+            let slot = birth_slot(*environment);
+            if let Ok(bytes) = postcard::to_allocvec(&(slot, Group::open(commit, None))) {
+                out(Effect::KeepGroup { slot, bytes });
+            }
+        }
+    }
+
+    fn forget_births(&mut self, now: Micros, out: Out<'_>) {
+        let quiet = self.settle.quiet;
+        self.births.retain(|environment, last| {
+            let is_recent = last.plus(quiet) >= now;
+            if !is_recent {
+                out(Effect::DropGroup { slot: birth_slot(*environment) });
+            }
+            is_recent
+        });
     }
 
     fn note_history(&mut self, table: Table, row: &Row, state: usize, at: Micros) {
@@ -417,6 +454,13 @@ struct Work {
     commit: Commit,
     touched: Vec<Slot>,
     audits: Vec<Row>,
+    /// Environments that were born, or whose states were.
+    births: BTreeSet<i64>,
+}
+
+/// Under which name the birth of an environment is kept; no feature has the id 0.
+fn birth_slot(environment: i64) -> Slot {
+    Slot { feature: 0, environment, target: Target::Version }
 }
 
 fn key_id(key: &Key) -> Option<i64> {

@@ -10,8 +10,8 @@ use super::author::Attribution;
 use super::flag::Cause;
 use super::{Commit, Engine, Out};
 use crate::change::{Key, Micros, Op, Row, RowChange, key_of};
-use crate::mirror::{Mirror, Slot, flag_of_version};
-use crate::schema::{Table, feature_state, feature_version, state_history};
+use crate::mirror::{Mirror, Slot};
+use crate::schema::{Table, feature_state, state_history};
 
 /// What goes live.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -113,41 +113,45 @@ impl Engine {
         }
     }
 
-    /// The first timer goes off.
+    /// What is due first goes live: everything of that moment, for several changes of one flag are one.
     pub(super) fn fire(&mut self, out: Out<'_>) {
-        let Some((at, timer)) = self.timers.pop() else { return };
+        let Some(at) = self.timers.next() else { return };
+        let mut states = BTreeSet::new();
+        let mut versions = BTreeSet::new();
+        while self.timers.next() == Some(at) {
+            match self.timers.pop() {
+                Some((_, Timer::State(id))) => states.extend(self.mirror.slot_of_state(id)),
+                Some((_, Timer::Version(uuid))) => {
+                    let row = self.mirror.row(Table::FeatureVersion, &Key::Text(uuid));
+                    versions.extend(row.map(super::version::version_slot));
+                }
+                Some((_, Timer::Request(_))) | None => {}
+            }
+        }
         let commit = Commit { end_lsn: self.position, xid: 0, time: at };
-        match timer {
-            Timer::State(id) => {
-                let Some(slot) = self.mirror.slot_of_state(id) else { return };
-                let cause = Cause::Schedule { name: format!("{id}@{}", at.0), commit };
-                self.go_live(&slot, at, &cause, out);
-            }
-            Timer::Version(uuid) => {
-                let Some(version) = self.mirror.row(Table::FeatureVersion, &Key::Text(uuid)).cloned() else {
-                    return;
-                };
-                self.version_goes_live(&version, at, commit, out);
-            }
-            Timer::Request(_) => {}
+        for slot in versions {
+            self.version_goes_live(&slot, commit, out);
+        }
+        for slot in states {
+            let state = self.mirror.in_force(&slot, at).map_or(0, |view| view.state_id());
+            let cause = Cause::Schedule { name: format!("{state}@{}", at.0), commit };
+            self.go_live(&slot, at, &cause, out);
         }
     }
 
-    fn version_goes_live(&mut self, version: &Row, at: Micros, commit: Commit, out: Out<'_>) {
-        let (feature, environment) = flag_of_version(version);
-        let before = self.mirror.live_version(feature, environment, just_before(at));
-        let live_before = before.and_then(|row| row.text(feature_version::UUID)).map(str::to_owned);
-        let name = version.text(feature_version::UUID).unwrap_or_default().to_owned();
+    fn version_goes_live(&mut self, slot: &Slot, commit: Commit, out: Out<'_>) {
+        let at = commit.time;
+        let live_before = self.mirror.live_version_id(slot, just_before(at)).map(str::to_owned);
+        let name = self.mirror.live_version_id(slot, at).unwrap_or_default().to_owned();
         let cause = Cause::Schedule { name, commit };
-        let slots: Vec<Slot> = self.mirror.slots_of(feature, Some(environment)).collect();
+        let slots: Vec<Slot> = self.mirror.slots_of(slot.feature, Some(slot.environment)).collect();
         for slot in &slots {
             self.go_live(slot, at, &cause, out);
         }
-        let slot = super::version::version_slot(version);
-        if self.groups.contains_key(&slot) {
-            self.close(&slot, just_before(at), out);
+        if self.groups.contains_key(slot) {
+            self.close(slot, just_before(at), out);
         }
-        self.version_changed(&slot, live_before.as_deref(), at, &cause, out);
+        self.version_changed(slot, live_before.as_deref(), at, &cause, out);
     }
 
     fn go_live(&mut self, slot: &Slot, at: Micros, cause: &Cause, out: Out<'_>) {

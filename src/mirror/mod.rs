@@ -347,6 +347,29 @@ impl Mirror {
     }
 
     fn put(&mut self, table: Table, key: Key, row: Row) {
+        if table == Table::FeatureSegment {
+            return self.put_override(key, row);
+        }
+        self.put_row(table, key, row);
+    }
+
+    /// Which segment an override is for decides the slot of its states: they move with it.
+    fn put_override(&mut self, key: Key, row: Row) {
+        let id = row.int(feature_segment::ID).unwrap_or(0);
+        let states: Vec<Row> = self
+            .states_of_override(id)
+            .filter_map(|state| self.row_by_id(Table::FeatureState, state).cloned())
+            .collect();
+        let before: Vec<Slot> = states.iter().map(|state| self.slot_of_row(state)).collect();
+        self.put_row(Table::FeatureSegment, key, row);
+        for (state, before) in states.iter().zip(before) {
+            let id = state.int(feature_state::ID).unwrap_or(0);
+            self.slots.remove(&before, id);
+            self.slots.insert(self.slot_of_row(state), id);
+        }
+    }
+
+    fn put_row(&mut self, table: Table, key: Key, row: Row) {
         if let Some(old) = self.tables.get_mut(&table).and_then(|rows| rows.remove(&key)) {
             self.unlink(table, &old);
         }

@@ -121,9 +121,10 @@ impl StateView {
 }
 
 fn same_variant(a: &(Row, Option<Row>), b: &(Row, Option<Row>)) -> bool {
-    let percentage =
-        |row: &Row| row.text(mv_value::PERCENTAGE_ALLOCATION).and_then(|t| t.parse::<f64>().ok());
-    percentage(&a.0) == percentage(&b.0)
+    // The same text, or the same number in another text: NaN, which the column can hold, equals nothing as a number.
+    let text = |row: &Row| row.text(mv_value::PERCENTAGE_ALLOCATION).map(str::to_owned);
+    let number = |row: &Row| text(row).and_then(|t| t.parse::<f64>().ok());
+    (text(&a.0) == text(&b.0) || number(&a.0) == number(&b.0))
         && a.0.int(mv_value::MULTIVARIATE_FEATURE_OPTION_ID)
             == b.0.int(mv_value::MULTIVARIATE_FEATURE_OPTION_ID)
         && a.1.as_ref().map(StateView::option_value) == b.1.as_ref().map(StateView::option_value)

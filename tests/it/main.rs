@@ -20,4 +20,5 @@ mod receivers;
 mod replication;
 mod schedule;
 mod shadow;
+mod story;
 mod support;
