@@ -78,7 +78,7 @@ async fn what_flagsmith_sends_is_compared_and_nothing_is_sent() {
     let arguments = ["shadow", "--listen", &address, "--grace", &grace, "--json"];
     let daemon = Daemon::start_as(&installation, &arguments).await;
 
-    let http = reqwest::Client::builder().no_proxy().build().unwrap();
+    let http = reqwest::Client::builder().no_proxy().pool_max_idle_per_host(0).build().unwrap();
     let replay_client = cluster.connect("flagsmith").await.unwrap();
     let mut replay = Replay::new(&schema, &replay_client, listen, Pace::AS_RECORDED);
     let (mut starts, mut doubles, mut distinct) = (Vec::new(), BTreeMap::new(), 0);
@@ -161,7 +161,7 @@ async fn the_listener_takes_anything_and_a_wrong_signature_is_told() {
     let address = listen.to_string();
     let daemon = Daemon::start_as(&installation, &["shadow", "--listen", &address, "--grace", "1"]).await;
 
-    let http = reqwest::Client::builder().no_proxy().build().unwrap();
+    let http = reqwest::Client::builder().no_proxy().pool_max_idle_per_host(0).build().unwrap();
     let url = format!("http://{listen}/signed?token=sekrit-path");
     let post = |body: Vec<u8>| http.post(&url).header("x-flagsmith-signature", "wrong").body(body).send();
     assert_eq!(post(b"{}".to_vec()).await.unwrap().status(), 200);

@@ -12,6 +12,8 @@ use crate::error::{Error, Kind, Result};
 use crate::ledger::{Identity, Ledger, Reader};
 
 const GROUP: Group = Group::Ledger;
+const FILL: &str =
+    "\"flagpost run\" fills it at its first start; \"flagpost setup\" does when it makes the slot";
 const RESNAPSHOT: &str = "flagpost setup --resnapshot";
 
 /// A ledger that is there.
@@ -36,7 +38,7 @@ pub(super) fn check_files(config: &Config, report: &mut Report) -> Option<Found>
         report.ok(GROUP, "state-dir", format!("{place} can be written"));
     }
     if !Ledger::exists(&config.state_dir) {
-        report.warn(GROUP, "ledger", format!("there is no ledger in {place} yet"), "flagpost setup");
+        report.warn(GROUP, "ledger", format!("there is no ledger in {place} yet"), FILL);
         return None;
     }
     let found = match read(&config.state_dir) {
@@ -47,7 +49,7 @@ pub(super) fn check_files(config: &Config, report: &mut Report) -> Option<Found>
         }
     };
     match found.checkpoint {
-        None => report.warn(GROUP, "ledger", "the mirror has not been filled yet", "flagpost setup"),
+        None => report.warn(GROUP, "ledger", "the mirror has not been filled yet", FILL),
         Some(checkpoint) => report.ok(GROUP, "ledger", format!("filled, at {checkpoint}")),
     }
     Some(found)
