@@ -44,8 +44,6 @@ pub(super) struct Beat {
     pub(super) told_otherwise: BTreeMap<FlagValue, Visible>,
     /// Environments below which nothing may be told after it.
     pub(super) dead: Vec<i64>,
-    /// In the middle of the birth of an environment.
-    pub(super) is_within_birth: bool,
 }
 
 pub(super) struct Story {
@@ -178,7 +176,6 @@ impl Teller {
         running.at = at + running.gaps[0];
         running.gaps.rotate_left(1);
         let is_last = running.steps.is_empty();
-        let is_within_birth = running.born.is_some() && !is_last;
         let born = running.born.filter(|_| is_last);
         let Some(changes) = self.database.commit(&writes, Micros(at)) else {
             // The server answers 500: the rest of the click does not happen.
@@ -204,7 +201,6 @@ impl Teller {
             },
             told_otherwise,
             dead: dead_environments(&self.database),
-            is_within_birth,
         });
     }
 }
