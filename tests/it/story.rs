@@ -15,14 +15,14 @@ mod receiver;
 mod telling;
 mod wild;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
-use flagpost::event::{EventId, Kind};
+use flagpost::event::{EventId, Kind, Recipient};
 use proptest::collection::vec;
 use proptest::prelude::*;
 
 use database::Database;
-use oracle::{environment_is_alive, flag_values};
+use oracle::{environment_is_alive, flag_values, recipients};
 use play::{Daemon, Told};
 use receiver::{FlagEvent, Receiver};
 use telling::{Click, Story, beginning, click};
@@ -37,6 +37,7 @@ fn cases() -> u32 {
     std::env::var("PROPTEST_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(CASES)
 }
 
+type Recipients = BTreeMap<i64, Vec<Recipient>>;
 type Verdict = Result<(), String>;
 
 /// Plays a story with the daemon running all the time, and has the receiver follow it.
@@ -45,29 +46,35 @@ fn followed(story: &Story) -> Result<Vec<Told>, String> {
     let mut receiver = Receiver::default();
     receiver.is_told(&story.known_before());
     let mut all = Vec::new();
-    let mut dead: &[i64] = &[];
-    let mut follow = |daemon: &mut Daemon, receiver: &mut Receiver, dead: &[i64]| -> Verdict {
-        for told in daemon.told() {
-            if let Some(event) = FlagEvent::read(&told)? {
-                if dead.contains(&event.flag.environment) {
-                    return Err(format!("told below a deletion: {}", told.current));
+    let nobody_dead = Vec::new();
+    let before = recipients(&story.begin);
+    let (mut dead, mut to) = (&nobody_dead, &before);
+    let mut follow =
+        |daemon: &mut Daemon, receiver: &mut Receiver, dead: &[i64], to: &Recipients| -> Verdict {
+            for told in daemon.told() {
+                if let Some(event) = FlagEvent::read(&told)? {
+                    if dead.contains(&event.flag.environment) {
+                        return Err(format!("told below a deletion: {}", told.current));
+                    }
+                    if to[&event.flag.environment] != told.recipients {
+                        return Err(format!("not to {:?}: {told}", to[&event.flag.environment]));
+                    }
+                    receiver.takes(event)?;
                 }
-                receiver.takes(event)?;
+                all.push(told);
             }
-            all.push(told);
-        }
-        Ok(())
-    };
+            Ok(())
+        };
     for beat in &story.beats {
         daemon.silence(beat.transaction.commit_time);
-        follow(&mut daemon, &mut receiver, dead)?;
+        follow(&mut daemon, &mut receiver, dead, to)?;
         daemon.transaction(&beat.transaction, &story.end);
-        dead = &beat.dead;
-        follow(&mut daemon, &mut receiver, dead)?;
+        (dead, to) = (&beat.dead, &beat.recipients);
+        follow(&mut daemon, &mut receiver, dead, to)?;
         receiver.is_told(&beat.told_otherwise);
     }
     daemon.silence(story.end_time);
-    follow(&mut daemon, &mut receiver, dead)?;
+    follow(&mut daemon, &mut receiver, dead, to)?;
     if daemon.open_groups() > 0 {
         return Err("a group never closes".into());
     }

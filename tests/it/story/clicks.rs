@@ -347,7 +347,10 @@ impl Desk<'_> {
         let was_enabled = row[feature_state::ENABLED].as_deref() == Some("t");
         let value_was = self.value_as_it_is(state);
         let state_part = vec![self.set_enabled(state, was_enabled != toggle), self.state_history(state, "~")];
-        let value_part = content.map_or(value_was.clone(), |content| self.set_value(state, content));
+        let value_part = match content {
+            Some(content) => self.set_value(state, content),
+            None => self.value_left_out(state),
+        };
         if value_first {
             self.then(value_part);
             self.then(vec![self.value_history(state, "~")]);

@@ -183,6 +183,17 @@ impl Desk<'_> {
             .collect()
     }
 
+    /// A save that writes nothing but the type that the value has: a long text is left out of the stream then.
+    pub(super) fn value_left_out(&self, state: i64) -> Vec<Write> {
+        let mut writes = self.value_as_it_is(state);
+        for write in &mut writes {
+            if let Write::Update(_, _, set) = write {
+                set.truncate(1);
+            }
+        }
+        writes
+    }
+
     pub(super) fn set_enabled(&self, state: i64, enabled: bool) -> Write {
         let set = vec![(feature_state::ENABLED, Some(flag(enabled)))];
         Write::Update(Table::FeatureState, Key::Int(state), set)

@@ -5,13 +5,15 @@
 use std::collections::BTreeMap;
 
 use flagpost::change::Micros;
+use flagpost::event::{EndpointKey, Format, Recipient};
 use flagpost::schema::{
-    Table, change_request, environment, feature, feature_segment, feature_state, feature_version, mv_option,
-    mv_value, organisation, project, state_value,
+    Table, change_request, environment, environment_webhook, feature, feature_segment, feature_state,
+    feature_version, mv_option, mv_value, organisation, organisation_webhook, project, state_value,
 };
 use serde_json::Value as Json;
 
 use super::database::{Database, Record, int};
+use super::play::CLASSIC_URL;
 
 /// For whom a flag value is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -167,4 +169,30 @@ fn typed(record: &Record, kind: usize) -> Json {
 pub(super) fn dead_environments(database: &Database) -> Vec<i64> {
     let ids = database.rows(Table::Environment).filter_map(|record| int(record, environment::ID));
     ids.filter(|id| !environment_is_alive(database, *id)).collect()
+}
+
+/// Who gets a flag event of each environment: its enabled endpoints, and its organisation's that get what Flagsmith sends
+/// today (SEMANTICS.md §1).
+pub(super) fn recipients(database: &Database) -> BTreeMap<i64, Vec<Recipient>> {
+    let of = |table: Table, column: usize, id: i64| {
+        database
+            .with(table, column, id)
+            .filter(|hook| hook[environment_webhook::ENABLED].as_deref() == Some("t"))
+            .filter_map(move |hook| {
+                let is_classic = hook[environment_webhook::URL].as_deref() == Some(CLASSIC_URL);
+                let format = if is_classic { Format::Classic } else { Format::Current };
+                Some(Recipient { endpoint: EndpointKey::of(table, int(hook, 0)?)?, format })
+            })
+    };
+    let mut all = BTreeMap::new();
+    for record in database.rows(Table::Environment) {
+        let id = int(record, environment::ID).unwrap();
+        let project = int(record, environment::PROJECT_ID).unwrap();
+        let organisation = int(database.by_id(Table::Project, project).unwrap(), project::ORGANISATION_ID);
+        let organisation_column = organisation_webhook::ORGANISATION_ID;
+        let own = of(Table::EnvironmentWebhook, environment_webhook::ENVIRONMENT_ID, id);
+        let above = of(Table::OrganisationWebhook, organisation_column, organisation.unwrap());
+        all.insert(id, own.chain(above.filter(|to| to.format == Format::Current)).collect());
+    }
+    all
 }

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use flagpost::change::{Lsn, Micros, Transaction};
+use flagpost::event::Recipient;
 use flagpost::schema::{
     Table, environment, environment_webhook, identity, organisation, organisation_webhook, project, segment,
     user,
@@ -12,7 +13,7 @@ use proptest::prelude::*;
 use super::clicks::{Action, Pick, script};
 use super::database::{Database, Write, record};
 use super::desk::{Content, Desk};
-use super::oracle::{FlagValue, Visible, dead_environments, flag_values};
+use super::oracle::{FlagValue, Visible, dead_environments, flag_values, recipients};
 
 /// 2026-11-24 02:00:00 UTC.
 pub(super) const BEGIN: i64 = 1_795_485_600_000_000;
@@ -44,6 +45,8 @@ pub(super) struct Beat {
     pub(super) told_otherwise: BTreeMap<FlagValue, Visible>,
     /// Environments below which nothing may be told after it.
     pub(super) dead: Vec<i64>,
+    /// Who gets a flag event of an environment after it.
+    pub(super) recipients: BTreeMap<i64, Vec<Recipient>>,
 }
 
 pub(super) struct Story {
@@ -201,6 +204,7 @@ impl Teller {
             },
             told_otherwise,
             dead: dead_environments(&self.database),
+            recipients: recipients(&self.database),
         });
     }
 }
