@@ -10,6 +10,8 @@
 
 pub mod compare;
 #[cfg(test)]
+mod compare_properties;
+#[cfg(test)]
 mod compare_tests;
 pub mod finding;
 mod likeness;
