@@ -3,25 +3,9 @@
 //! contradicts itself in no event, and gives no id twice.
 
 use flagpost::change::{Field, Key, Lsn, Micros, Op, Row, RowChange, Transaction};
-use flagpost::schema::{Table, feature_segment, feature_state, feature_version};
+use flagpost::schema::Table;
 use proptest::collection::vec;
 use proptest::prelude::*;
-
-/// Whether an override may come after its state or move to another segment. The mirror finds its state no more then: see the
-/// test `an_override_that_sql_moves_to_another_segment_is_removed_from_one_and_created_for_the_other`.
-const OVERRIDES_MOVE: bool = false;
-
-/// Whether two changes of a flag may be scheduled for one moment. They are told twice then: see the test
-/// `two_changes_of_a_flag_scheduled_for_one_moment_are_one_event`.
-const MOMENTS_COLLIDE: bool = false;
-/// When what has this key goes live, while no two may at once.
-const STATES_GO_LIVE: [&str; 4] = [
-    "2026-11-24 02:00:00.2+00",
-    "2026-11-24 02:00:00.5+00",
-    "2026-11-24 02:00:00.9+00",
-    "2026-11-24 02:00:02.3+00",
-];
-const VERSIONS_GO_LIVE: [&str; 2] = ["2026-11-24 02:00:00.3+00", "2026-11-24 02:00:01.1+00"];
 
 /// A column's content: small numbers, so that rows do refer to each other.
 #[derive(Debug, Clone)]
@@ -129,8 +113,8 @@ pub(super) fn burst() -> impl Strategy<Value = Burst> {
     (vec(change(), 0..6), gap).prop_map(|(changes, gap)| Burst { changes, gap })
 }
 
-fn row(table: Table, cells: &[Cell]) -> Row {
-    let mut fields: Vec<Field<'_>> = cells
+fn row(cells: &[Cell]) -> Row {
+    let fields: Vec<Field<'_>> = cells
         .iter()
         .map(|cell| match cell {
             Cell::Null => Field::Null,
@@ -138,23 +122,6 @@ fn row(table: Table, cells: &[Cell]) -> Row {
             Cell::Text(text) => Field::Text(text),
         })
         .collect();
-    if table == Table::FeatureSegment && !OVERRIDES_MOVE {
-        fields[feature_segment::SEGMENT_ID] = fields[feature_segment::ID];
-    }
-    if !MOMENTS_COLLIDE {
-        let (column, moment) = match (table, fields[0]) {
-            (Table::FeatureState, Field::Text(id)) => {
-                (feature_state::LIVE_FROM, STATES_GO_LIVE[id.parse::<usize>().unwrap_or(0) % 4])
-            }
-            (Table::FeatureVersion, Field::Text(uuid)) => {
-                (feature_version::LIVE_FROM, VERSIONS_GO_LIVE[usize::from(uuid == "w")])
-            }
-            _ => return Row::pack(&fields),
-        };
-        if fields[column] != Field::Null {
-            fields[column] = Field::Text(moment);
-        }
-    }
     Row::pack(&fields)
 }
 
@@ -162,13 +129,6 @@ fn with_key(row: &Row, table: Table, number: i32) -> Row {
     let key = if table == Table::FeatureVersion { format!("u{number}") } else { number.to_string() };
     let rest = row.fields().skip(1);
     Row::pack(&[Field::Text(&key)].into_iter().chain(rest).collect::<Vec<_>>())
-}
-
-/// Whether a change leaves the overrides where they are.
-fn stays(table: Table, change: &Change) -> bool {
-    OVERRIDES_MOVE
-        || table != Table::FeatureSegment
-        || matches!(change, Change::Insert(_) | Change::Update(None, _))
 }
 
 fn key(table: Table, number: u8) -> Key {
@@ -197,21 +157,14 @@ pub(super) fn transactions(bursts: &[Burst]) -> Vec<Transaction> {
     });
     for (number, burst) in (100_u64..).zip(bursts) {
         time += i64::from(burst.gap) * 1_000;
-        let changes = burst.changes.iter().filter(|(table, change)| stays(*table, change));
-        let changes = changes.map(|(table, change)| {
+        let changes = burst.changes.iter().map(|(table, change)| {
             let op = match change {
-                Change::Insert(cells) => Op::Insert { new: row(*table, cells) },
-                Change::Update(None, cells) => Op::Update { old_key: None, new: row(*table, cells) },
-                // A moment of its own for every key that ever was would be too many.
-                Change::Update(Some(old), _)
-                    if !MOMENTS_COLLIDE && matches!(table, Table::FeatureState | Table::FeatureVersion) =>
-                {
-                    Op::Delete { key: key(*table, *old) }
-                }
+                Change::Insert(cells) => Op::Insert { new: row(cells) },
+                Change::Update(None, cells) => Op::Update { old_key: None, new: row(cells) },
                 Change::Update(Some(old), cells) => {
                     // No two rows have one key.
                     fresh += 1;
-                    let new = with_key(&row(*table, cells), *table, fresh);
+                    let new = with_key(&row(cells), *table, fresh);
                     Op::Update { old_key: Some(key(*table, *old)), new }
                 }
                 Change::Delete(number) => Op::Delete { key: key(*table, *number) },
