@@ -8,7 +8,7 @@ use std::collections::{BTreeSet, HashMap};
 
 use super::flag::Cause;
 use super::group::{Group, Touch};
-use super::schedule::{Timer, Timers};
+use super::schedule::Timers;
 use super::version::version_slot;
 use super::{Commit, EndpointKey, Event, Formats, Recipient, recipients};
 use crate::change::{Key, Lsn, Micros, Op, Row, RowChange, Transaction};
@@ -68,7 +68,7 @@ pub struct Engine {
     births: HashMap<i64, Micros>,
     pub(super) timers: Timers,
     /// The stream's clock: everything that was due until then has been told.
-    clock: Micros,
+    pub(super) clock: Micros,
     /// End of the last transaction.
     pub(super) position: Lsn,
 }
@@ -114,6 +114,9 @@ impl Engine {
             return true;
         }
         self.gone_states.extend(group.gone_states().iter().map(|state| (*state, slot)));
+        if let (Target::Segment(segment), Some(before)) = (slot.target, &group.before) {
+            self.mirror.recall_segment(before.state_id(), segment);
+        }
         self.deadlines.insert((group.deadline(self.settle), slot));
         self.groups.insert(slot, group);
         true
@@ -149,7 +152,9 @@ impl Engine {
     pub fn silence(&mut self, now: Micros, out: Out<'_>) {
         while let Some(at) = self.next_deadline().filter(|at| *at <= now) {
             match self.deadlines.first().copied() {
-                Some((deadline, slot)) if deadline == at => self.close(&slot, at, out),
+                Some((deadline, slot)) if deadline == at => {
+                    self.close(&slot, at.max(self.told_until()), out);
+                }
                 _ => self.fire(out),
             }
         }
@@ -177,11 +182,11 @@ impl Engine {
             self.audit(audit, commit, out);
         }
         self.keep_births(&work.births, commit, out);
-        self.settle_touched(&work.touched, out);
         // Commit times can be a little out of order: what should have gone live already goes live now.
         while self.timers.next().is_some_and(|at| at <= self.clock) {
             self.fire(out);
         }
+        self.settle_touched(&work.touched, out);
         self.mirror.trim(&mut |persist| out(Effect::Mirror(persist)));
     }
 
@@ -194,8 +199,8 @@ impl Engine {
             Op::Update { .. } | Op::Delete { .. } | Op::Truncate => {}
         }
         let state_slot = self.slot_of_changed_state(&change);
-        let rearmed = Timer::touched_by(&change);
-        let mark = self.pending_mark(&change, work.commit.time);
+        let timers = self.timers_touched(&change);
+        let mark = self.pending_mark(&change);
         let mut endpoint = None;
         let mut dropped_state = None;
         self.mirror.apply(change, &mut |persist| {
@@ -214,9 +219,7 @@ impl Engine {
         if let Some(row) = mark {
             self.mirror.keep_mark(row, &mut |persist| out(Effect::Mirror(persist)));
         }
-        if let Some(timer) = rearmed {
-            self.arm(&timer, work.commit.time);
-        }
+        self.rearm(timers, work.commit.time);
         if let Some(effect) = endpoint {
             out(effect);
         }
@@ -306,10 +309,11 @@ impl Engine {
     }
 
     fn touch(&mut self, slot: Slot, touch: Touch, work: &mut Work) {
+        let told_until = self.told_until();
         let group = self.groups.entry(slot).or_insert_with(|| {
-            let mut group = Group::open(work.commit, self.mirror.in_force(&slot, work.commit.time));
+            let mut group = Group::open(work.commit, self.mirror.in_force(&slot, told_until));
             if slot.target == Target::Version {
-                group.set_live_before(self.mirror.live_version_id(&slot, work.commit.time));
+                group.set_live_before(self.mirror.live_version_id(&slot, told_until));
             }
             group
         });
@@ -404,7 +408,7 @@ impl Engine {
             let Some(group) = self.groups.get_mut(slot) else { continue };
             group.touched = false;
             if !group.stays_open(self.settle, is_bulk) {
-                let at = group.commit().time;
+                let at = group.commit().time.max(self.told_until());
                 self.close(slot, at, out);
                 continue;
             }
@@ -419,14 +423,7 @@ impl Engine {
 
     /// Closes a group; `at` is the moment whose state is the state after it.
     pub(super) fn close(&mut self, slot: &Slot, at: Micros, out: Out<'_>) {
-        let Some(group) = self.groups.remove(slot) else { return };
-        self.deadlines.remove(&(group.deadline(self.settle), *slot));
-        for state in group.gone_states() {
-            self.gone_states.remove(state);
-        }
-        if group.persisted {
-            out(Effect::DropGroup { slot: *slot });
-        }
+        let Some(group) = self.take_group(slot, out) else { return };
         let cause = Cause::Change { xid: group.xid, commit: group.commit() };
         if slot.target == Target::Version {
             self.version_changed(slot, group.live_before(), at, &cause, out);
@@ -441,6 +438,19 @@ impl Engine {
         if let Some(event) = self.flag_event(slot, before, after, &attribution, &cause) {
             self.emit(event, out);
         }
+    }
+
+    /// Ends a group without telling what came of it.
+    pub(super) fn take_group(&mut self, slot: &Slot, out: Out<'_>) -> Option<Group> {
+        let group = self.groups.remove(slot)?;
+        self.deadlines.remove(&(group.deadline(self.settle), *slot));
+        for state in group.gone_states() {
+            self.gone_states.remove(state);
+        }
+        if group.persisted {
+            out(Effect::DropGroup { slot: *slot });
+        }
+        Some(group)
     }
 
     pub(super) fn emit(&self, event: Event, out: Out<'_>) {

@@ -8,6 +8,7 @@ use std::collections::{BTreeSet, HashMap};
 
 use super::author::Attribution;
 use super::flag::Cause;
+use super::group::Group;
 use super::{Commit, Engine, Out};
 use crate::change::{Key, Micros, Op, Row, RowChange, key_of};
 use crate::mirror::{Mirror, Slot};
@@ -20,26 +21,9 @@ pub(super) enum Timer {
     State(i64),
     /// A version, by its uuid.
     Version(Box<str>),
-    /// All states of a change request; only ever asked for, never armed itself.
-    Request(i64),
 }
 
 impl Timer {
-    /// The timer that a change may arm, move or disarm.
-    pub(super) fn touched_by(change: &RowChange) -> Option<Timer> {
-        let key = match &change.op {
-            Op::Insert { new } | Op::Update { new, .. } => key_of(new),
-            Op::Delete { key } => key.clone(),
-            Op::Truncate => return None,
-        };
-        match (change.table, key) {
-            (Table::FeatureState, Key::Int(id)) => Some(Timer::State(id)),
-            (Table::FeatureVersion, Key::Text(uuid)) => Some(Timer::Version(uuid)),
-            (Table::ChangeRequest, Key::Int(id)) => Some(Timer::Request(id)),
-            _ => None,
-        }
-    }
-
     /// When it goes off, as the mirror is now.
     fn due(&self, mirror: &Mirror) -> Option<Micros> {
         match self {
@@ -52,7 +36,6 @@ impl Timer {
                 let version = mirror.row(Table::FeatureVersion, &Key::Text(uuid.clone()))?;
                 Mirror::version_goes_live(version)
             }
-            Timer::Request(_) => None,
         }
     }
 }
@@ -88,17 +71,45 @@ impl Timers {
 }
 
 impl Engine {
-    /// Arms, moves or disarms what a change committed at `now` has touched. What is due by then is in force at once.
-    pub(super) fn arm(&mut self, timer: &Timer, now: Micros) {
-        if let Timer::Request(request) = timer {
-            let states: Vec<i64> = self.mirror.states_of_request(*request).collect();
-            for state in states {
-                self.arm(&Timer::State(state), now);
+    /// The timers that a change may arm, move or disarm, with the moment each of them has before it.
+    pub(super) fn timers_touched(&self, change: &RowChange) -> Vec<(Timer, Option<Micros>)> {
+        let key = match &change.op {
+            Op::Insert { new } | Op::Update { new, .. } => key_of(new),
+            Op::Delete { key } => key.clone(),
+            Op::Truncate => return Vec::new(),
+        };
+        let timers: Vec<Timer> = match (change.table, key) {
+            (Table::FeatureState, Key::Int(id)) => vec![Timer::State(id)],
+            (Table::FeatureVersion, Key::Text(uuid)) => vec![Timer::Version(uuid)],
+            (Table::ChangeRequest, Key::Int(id)) => {
+                self.mirror.states_of_request(id).map(Timer::State).collect()
             }
-            return;
+            _ => Vec::new(),
+        };
+        timers
+            .into_iter()
+            .map(|timer| {
+                let due = timer.due(&self.mirror);
+                (timer, due)
+            })
+            .collect()
+    }
+
+    /// Sets the timers whose moment the change committed at `committed` has moved. What is due by then is in force at once.
+    /// One whose moment is as it was is left alone: it is armed, or has gone off (a commit may come late, with a time before
+    /// a moment that the stream's clock has passed).
+    pub(super) fn rearm(&mut self, touched: Vec<(Timer, Option<Micros>)>, committed: Micros) {
+        for (timer, before) in touched {
+            let due = timer.due(&self.mirror);
+            if due != before {
+                self.timers.set(&timer, due.filter(|at| *at > committed));
+            }
         }
-        let due = timer.due(&self.mirror).filter(|at| *at > now);
-        self.timers.set(timer, due);
+    }
+
+    /// The moment whose states have been told, but for open groups: the stream's clock, or just before what is still to go live.
+    pub(super) fn told_until(&self) -> Micros {
+        self.timers.next().map_or(self.clock, |at| self.clock.min(just_before(at)))
     }
 
     /// Arms everything that is due after `now`.
@@ -109,7 +120,8 @@ impl Engine {
             Key::Int(_) => None,
         });
         for timer in versions.chain(states) {
-            self.arm(&timer, now);
+            let due = timer.due(&self.mirror).filter(|at| *at > now);
+            self.timers.set(&timer, due);
         }
     }
 
@@ -125,7 +137,7 @@ impl Engine {
                     let row = self.mirror.row(Table::FeatureVersion, &Key::Text(uuid));
                     versions.extend(row.map(super::version::version_slot));
                 }
-                Some((_, Timer::Request(_))) | None => {}
+                None => {}
             }
         }
         let commit = Commit { end_lsn: self.position, xid: 0, time: at };
@@ -141,40 +153,52 @@ impl Engine {
 
     fn version_goes_live(&mut self, slot: &Slot, commit: Commit, out: Out<'_>) {
         let at = commit.time;
-        let live_before = self.mirror.live_version_id(slot, just_before(at)).map(str::to_owned);
         let name = self.mirror.live_version_id(slot, at).unwrap_or_default().to_owned();
         let cause = Cause::Schedule { name, commit };
         let slots: Vec<Slot> = self.mirror.slots_of(slot.feature, Some(slot.environment)).collect();
         for slot in &slots {
             self.go_live(slot, at, &cause, out);
         }
-        if self.groups.contains_key(slot) {
-            self.close(slot, just_before(at), out);
-        }
-        self.version_changed(slot, live_before.as_deref(), at, &cause, out);
+        let late = self.group_of_late_change(slot, at, out);
+        let live_before = match &late {
+            Some(group) => group.live_before().map(str::to_owned),
+            None => self.mirror.live_version_id(slot, just_before(at)).map(str::to_owned),
+        };
+        self.version_changed(slot, live_before.as_deref(), at.max(self.told_until()), &cause, out);
     }
 
     fn go_live(&mut self, slot: &Slot, at: Micros, cause: &Cause, out: Out<'_>) {
-        // What changed before belongs to before.
-        if self.groups.contains_key(slot) {
-            self.close(slot, just_before(at), out);
-        }
-        let before = self.mirror.in_force(slot, just_before(at));
-        let after = self.mirror.in_force(slot, at);
+        let late = self.group_of_late_change(slot, at, out);
+        let before = match late {
+            Some(group) => group.before.map(|view| *view),
+            None => self.mirror.in_force(slot, just_before(at)),
+        };
+        let after = self.mirror.in_force(slot, at.max(self.told_until()));
         if let Some(event) = self.flag_event(slot, before, after, &Attribution::default(), cause) {
             self.emit(event, out);
         }
     }
 
+    /// What changed before a moment belongs to before: its group is closed. But where the stream's clock had passed the moment
+    /// when the change was scheduled, states that went live later have been told: what the receivers have is what the open
+    /// group began with.
+    fn group_of_late_change(&mut self, slot: &Slot, at: Micros, out: Out<'_>) -> Option<Group> {
+        if at <= self.clock {
+            return self.take_group(slot, out);
+        }
+        self.close(slot, just_before(at), out);
+        None
+    }
+
     /// The row of a state's history that must be kept: the state is a draft or scheduled, and will be told with it.
-    pub(super) fn pending_mark(&self, change: &RowChange, now: Micros) -> Option<Row> {
+    pub(super) fn pending_mark(&self, change: &RowChange) -> Option<Row> {
         let Op::Insert { new } = &change.op else { return None };
         if change.table != Table::StateHistory {
             return None;
         }
         let state = self.mirror.row_by_id(Table::FeatureState, new.int(state_history::ID)?)?;
         let is_requested = !state.is_null(feature_state::CHANGE_REQUEST_ID);
-        let is_in_force = self.mirror.state_goes_live(state).is_some_and(|at| at <= now);
+        let is_in_force = self.mirror.state_goes_live(state).is_some_and(|at| at <= self.told_until());
         (is_requested && !is_in_force).then(|| new.clone())
     }
 }

@@ -488,6 +488,19 @@ impl Mirror {
         }
     }
 
+    /// Says which segment a state's override was for, where its row of `features_featuresegment` went before the mirror was
+    /// loaded: Flagsmith deletes that row first, and a restart may come between.
+    pub fn recall_segment(&mut self, state: i64, segment: i64) {
+        let Some(row) = self.row_by_id(Table::FeatureState, state).cloned() else { return };
+        let Some(feature_segment) = row.int(feature_state::FEATURE_SEGMENT_ID) else { return };
+        if !self.segment_of.contains_key(&feature_segment) {
+            let before = self.slot_of_row(&row);
+            self.segment_of.insert(feature_segment, segment);
+            self.slots.remove(&before, state);
+            self.slots.insert(self.slot_of_row(&row), state);
+        }
+    }
+
     fn forget_segment_of(&mut self, feature_segment: i64) {
         let has_row = self.row_by_id(Table::FeatureSegment, feature_segment).is_some();
         if !has_row && !self.states_by_override.contains(feature_segment) {

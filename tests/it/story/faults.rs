@@ -1,7 +1,9 @@
 //! Histories that the stories found, each shrunk to what it needs, and what is right in it.
 
-use flagpost::change::{Field, Lsn, Micros, Op, Row, RowChange, Transaction};
-use flagpost::schema::{Table, change_request, feature_segment, feature_state, mv_value};
+use flagpost::change::{Field, Key, Lsn, Micros, Op, Row, RowChange, Transaction};
+use flagpost::schema::{
+    Table, change_request, feature_segment, feature_state, mv_value, state_history, state_value,
+};
 
 use super::clicks::Action;
 use super::database::{Database, Record, record, row, time};
@@ -121,4 +123,142 @@ fn a_percentage_that_is_no_number_is_no_change_of_itself() {
     assert_eq!(mv_value::PERCENTAGE_ALLOCATION, 1);
     let told = told_of(&beginning(), 1_000, vec![variant("NaN"), variant("NaN")]);
     assert_eq!(actions(&told), ["updated;scope=default"]);
+}
+
+fn delete(table: Table, id: i64) -> RowChange {
+    RowChange { table, op: Op::Delete { key: Key::Int(id) } }
+}
+
+/// SEMANTICS.md §5, 4: `changed_by` and `timestamp` of a removal are those of its own history row. The override's row goes
+/// first; after a restart it must still be known which segment its state was for.
+#[test]
+fn a_segment_override_deleted_across_a_restart_is_told_with_its_author() {
+    let override_row = record(
+        Table::FeatureSegment,
+        &[
+            (feature_segment::ID, "1".to_owned()),
+            (feature_segment::PRIORITY, "0".to_owned()),
+            (feature_segment::FEATURE_ID, "1".to_owned()),
+            (feature_segment::SEGMENT_ID, "1".to_owned()),
+            (feature_segment::ENVIRONMENT_ID, "1".to_owned()),
+        ],
+    );
+    let state = state(90, &[(feature_state::FEATURE_SEGMENT_ID, "1".to_owned())]);
+    let removal = record(
+        Table::StateHistory,
+        &[
+            (state_history::HISTORY_ID, "1".to_owned()),
+            (state_history::ID, "90".to_owned()),
+            (state_history::HISTORY_TYPE, "-".to_owned()),
+            (state_history::HISTORY_DATE, time(Micros(BEGIN))),
+            (state_history::HISTORY_USER_ID, "1".to_owned()),
+        ],
+    );
+    let steps = [
+        (0, vec![insert(Table::FeatureSegment, &override_row), insert(Table::FeatureState, &state)]),
+        (5_000, vec![delete(Table::FeatureSegment, 1)]),
+        (5_020, vec![delete(Table::FeatureState, 90), insert(Table::StateHistory, &removal)]),
+    ];
+    let told = |restarts: bool| {
+        let begin = beginning();
+        let mut daemon = Daemon::new(&begin);
+        for (number, (after, changes)) in (1_u64..).zip(steps.clone()) {
+            let commit_time = Micros(BEGIN + after * 1_000);
+            let transaction = Transaction { end_lsn: Lsn(number), xid: number, commit_time, changes };
+            daemon.transaction(&transaction, &begin);
+            if restarts {
+                daemon.restart();
+            }
+        }
+        daemon.silence(Micros(BEGIN + 3_600_000_000));
+        daemon.told()
+    };
+    let uninterrupted = told(false);
+    assert_eq!(actions(&uninterrupted), ["created;scope=segment", "removed;scope=segment"]);
+    let changed_by = |told: &Told| {
+        let body: serde_json::Value = serde_json::from_str(&told.current).unwrap();
+        body["data"]["changed_by"].clone()
+    };
+    assert_eq!(changed_by(&uninterrupted[1]), "Acme");
+    assert_eq!(same(&uninterrupted, &told(true)), Ok(()));
+}
+
+/// A state scheduled for a minute after the beginning goes live on the stream's clock; then these changes are committed with a
+/// time just before that moment.
+fn told_when_a_commit_comes_late(late: Vec<RowChange>) -> Vec<Told> {
+    let moment = BEGIN + 60_000_000;
+    let request = record(
+        Table::ChangeRequest,
+        &[
+            (change_request::ID, "1".to_owned()),
+            (change_request::COMMITTED_AT, time(Micros(BEGIN))),
+            (change_request::ENVIRONMENT_ID, "1".to_owned()),
+        ],
+    );
+    let value = [
+        (state_value::ID, "90".to_owned()),
+        (state_value::FEATURE_STATE_ID, "90".to_owned()),
+        (state_value::TYPE, "unicode".to_owned()),
+        (state_value::STRING_VALUE, "scheduled".to_owned()),
+    ];
+    let changes = vec![
+        insert(Table::ChangeRequest, &request),
+        insert(Table::FeatureState, &state(90, &scheduled(Micros(moment)))),
+        insert(Table::StateValue, &record(Table::StateValue, &value)),
+    ];
+    let begin = beginning();
+    let mut daemon = Daemon::new(&begin);
+    let mut commit = |number: u64, at: i64, changes| {
+        let commit_time = Micros(at);
+        daemon.transaction(&Transaction { end_lsn: Lsn(number), xid: number, commit_time, changes }, &begin);
+    };
+    commit(1, BEGIN + 1_000_000, changes);
+    commit(2, moment + 500, Vec::new());
+    commit(3, moment - 500, late);
+    daemon.silence(Micros(BEGIN + 3_600_000_000));
+    daemon.told()
+}
+
+fn scheduled(moment: Micros) -> [(usize, String); 3] {
+    [
+        (feature_state::CHANGE_REQUEST_ID, "1".to_owned()),
+        (feature_state::LIVE_FROM, time(moment)),
+        (feature_state::VERSION, "2".to_owned()),
+    ]
+}
+
+/// SEMANTICS.md §5, Scheduled changes: the event comes once.
+#[test]
+fn a_no_op_that_comes_late_does_not_tell_the_scheduled_change_again() {
+    let same_state = state(90, &scheduled(Micros(BEGIN + 60_000_000)));
+    let op = Op::Update { old_key: None, new: row(&same_state) };
+    let told = told_when_a_commit_comes_late(vec![RowChange { table: Table::FeatureState, op }]);
+    assert_eq!(actions(&told), ["scheduled;scope=default"]);
+}
+
+/// SEMANTICS.md §5: an event's previous state is what was told before.
+#[test]
+fn an_edit_that_comes_late_goes_on_from_the_scheduled_change() {
+    let value = [
+        (state_value::ID, "90".to_owned()),
+        (state_value::FEATURE_STATE_ID, "90".to_owned()),
+        (state_value::TYPE, "unicode".to_owned()),
+        (state_value::STRING_VALUE, "edited".to_owned()),
+    ];
+    let op = Op::Update { old_key: None, new: row(&record(Table::StateValue, &value)) };
+    let told = told_when_a_commit_comes_late(vec![RowChange { table: Table::StateValue, op }]);
+    assert_eq!(actions(&told), ["scheduled;scope=default", "updated;scope=default"]);
+    let body: serde_json::Value = serde_json::from_str(&told[1].current).unwrap();
+    assert_eq!(body["data"]["previous_state"]["feature_state_value"], "scheduled");
+    assert_eq!(body["data"]["new_state"]["feature_state_value"], "edited");
+}
+
+/// A commit that comes late and schedules a change for a moment that the stream's clock has passed: told at once, as scheduled.
+#[test]
+fn a_schedule_that_comes_late_is_told_at_once() {
+    let moment = Micros(BEGIN + 60_000_000);
+    let mut other = scheduled(moment);
+    other[2].1 = "3".to_owned();
+    let told = told_when_a_commit_comes_late(vec![insert(Table::FeatureState, &state(91, &other))]);
+    assert_eq!(actions(&told), ["scheduled;scope=default", "scheduled;scope=default"]);
 }
