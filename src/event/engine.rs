@@ -5,6 +5,9 @@
 //! many tables changed, in which order, or how often.
 
 use std::collections::{BTreeSet, HashMap};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
 
 use super::flag::Cause;
 use super::group::{Group, Touch};
@@ -23,6 +26,9 @@ pub use super::group::Settle;
 /// A transaction that touches more flag values than this is bulk SQL, not a click: its groups close with it, so that
 /// they need not be kept.
 const BULK: usize = 10_000;
+
+/// An environment is born in several transactions, whatever is settled otherwise; so much quiet ends it at the earliest.
+const BIRTH_QUIET: Duration = Duration::from_millis(100);
 
 /// What a transaction (or silence) leads to, in order. All effects of one call belong into one ledger transaction.
 #[derive(Debug)]
@@ -64,8 +70,8 @@ pub struct Engine {
     deadlines: BTreeSet<(Micros, Slot)>,
     /// States of open groups that the mirror has dropped.
     gone_states: HashMap<i64, Slot>,
-    /// Environments inserted a moment ago, with the time of the last state that was born with them.
-    births: HashMap<i64, Micros>,
+    /// Environments inserted a moment ago.
+    births: HashMap<i64, Birth>,
     pub(super) timers: Timers,
     /// The stream's clock: everything that was due until then has been told.
     pub(super) clock: Micros,
@@ -108,11 +114,12 @@ impl Engine {
 
     /// Takes an open group back from the ledger. False when the bytes are no group.
     pub fn restore_group(&mut self, bytes: &[u8]) -> bool {
-        let Ok((slot, group)) = postcard::from_bytes::<(Slot, Group)>(bytes) else { return false };
+        let Ok((slot, bytes)) = postcard::take_from_bytes::<Slot>(bytes) else { return false };
         if slot == birth_slot(slot.environment) {
-            self.births.insert(slot.environment, group.commit().time);
-            return true;
+            let birth = postcard::from_bytes(bytes).ok();
+            return birth.map(|birth| self.births.insert(slot.environment, birth)).is_some();
         }
+        let Ok(group) = postcard::from_bytes::<Group>(bytes) else { return false };
         self.gone_states.extend(group.gone_states().iter().map(|state| (*state, slot)));
         if let (Target::Segment(segment), Some(before)) = (slot.target, &group.before) {
             self.mirror.recall_segment(before.state_id(), segment);
@@ -181,7 +188,7 @@ impl Engine {
         for audit in work.audits {
             self.audit(audit, commit, out);
         }
-        self.keep_births(&work.births, commit, out);
+        self.keep_births(&work.births, out);
         // Commit times can be a little out of order: what should have gone live already goes live now.
         while self.timers.next().is_some_and(|at| at <= self.clock) {
             self.fire(out);
@@ -330,10 +337,11 @@ impl Engine {
             Table::AuditLog => work.audits.push(row.clone()),
             Table::Environment => {
                 if let Some(id) = row.int(environment::ID) {
-                    self.births.insert(id, work.commit.time);
+                    self.births.insert(id, Birth { last: work.commit.time, younger_features: Vec::new() });
                     work.births.insert(id);
                 }
             }
+            Table::Feature => self.note_younger_feature(row, work),
             Table::FeatureState => self.note_born_state(row, work),
             Table::StateHistory => self.note_history(table, row, state_history::ID, work.commit.time),
             Table::ValueHistory => {
@@ -346,11 +354,25 @@ impl Engine {
         }
     }
 
+    /// A feature that comes after an environment was not born with it.
+    fn note_younger_feature(&mut self, row: &Row, work: &mut Work) {
+        let Some(feature) = row.int(feature::ID) else { return };
+        for (environment, birth) in &mut self.births {
+            birth.younger_features.push(feature);
+            work.births.insert(*environment);
+        }
+    }
+
     /// The states that are born together with their environment are no events; also those of a clone, which fills the
     /// environment in one transaction after the other.
     fn note_born_state(&mut self, row: &Row, work: &mut Work) {
         let Some(environment) = row.int(feature_state::ENVIRONMENT_ID) else { return };
-        let is_born_now = self.births.get_mut(&environment).map(|last| *last = work.commit.time).is_some();
+        let feature = row.int(feature_state::FEATURE_ID).unwrap_or(0);
+        let birth = self.births.get_mut(&environment);
+        if birth.as_ref().is_some_and(|birth| birth.younger_features.contains(&feature)) {
+            return;
+        }
+        let is_born_now = birth.map(|birth| birth.last = work.commit.time).is_some();
         if is_born_now {
             work.births.insert(environment);
         }
@@ -362,19 +384,20 @@ impl Engine {
     }
 
     /// Births are kept as open groups are: a restart in the middle of one must not take its states for new flags.
-    fn keep_births(&self, births: &BTreeSet<i64>, commit: Commit, out: Out<'_>) {
-        for environment in births {
+    fn keep_births(&self, environments: &BTreeSet<i64>, out: Out<'_>) {
+        for environment in environments {
             let slot = birth_slot(*environment);
-            if let Ok(bytes) = postcard::to_allocvec(&(slot, Group::open(commit, None))) {
+            let birth = self.births.get(environment);
+            if let Some(Ok(bytes)) = birth.map(|birth| postcard::to_allocvec(&(slot, birth))) {
                 out(Effect::KeepGroup { slot, bytes });
             }
         }
     }
 
     fn forget_births(&mut self, now: Micros, out: Out<'_>) {
-        let quiet = self.settle.quiet;
-        self.births.retain(|environment, last| {
-            let is_recent = last.plus(quiet) >= now;
+        let quiet = self.settle.quiet.max(BIRTH_QUIET);
+        self.births.retain(|environment, birth| {
+            let is_recent = birth.last.plus(quiet) >= now;
             if !is_recent {
                 out(Effect::DropGroup { slot: birth_slot(*environment) });
             }
@@ -457,6 +480,15 @@ impl Engine {
         let to = recipients(&event, &self.mirror, &self.formats);
         out(Effect::Event(Box::new(event), to));
     }
+}
+
+/// An environment that was inserted a moment ago and gets its states.
+#[derive(Debug, Serialize, Deserialize)]
+struct Birth {
+    /// When the environment, or the last state born with it, was committed.
+    last: Micros,
+    /// Features inserted since: their states are no part of the birth.
+    younger_features: Vec<i64>,
 }
 
 /// What one transaction has touched so far.

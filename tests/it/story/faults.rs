@@ -2,7 +2,8 @@
 
 use flagpost::change::{Field, Key, Lsn, Micros, Op, Row, RowChange, Transaction};
 use flagpost::schema::{
-    Table, change_request, feature_segment, feature_state, mv_value, state_history, state_value,
+    Table, change_request, environment, feature, feature_segment, feature_state, mv_value, state_history,
+    state_value,
 };
 
 use super::clicks::Action;
@@ -58,6 +59,47 @@ fn a_restart_in_the_middle_of_the_birth_of_an_environment_tells_nothing() {
     let uninterrupted = restarted(&story, |_| false);
     assert_eq!(actions(&uninterrupted), [""; 0]);
     assert_eq!(same(&uninterrupted, &restarted(&story, |number| number == 0)), Ok(()));
+}
+
+/// SEMANTICS.md §5, 2: a feature created is one event per environment, also in one that was born a moment before.
+#[test]
+fn a_feature_that_comes_right_after_an_environment_is_told_there_too() {
+    let environment = record(
+        Table::Environment,
+        &[
+            (environment::ID, "90".to_owned()),
+            (environment::NAME, "Born".to_owned()),
+            (environment::PROJECT_ID, "1".to_owned()),
+        ],
+    );
+    let feature = record(
+        Table::Feature,
+        &[
+            (feature::ID, "90".to_owned()),
+            (feature::NAME, "younger".to_owned()),
+            (feature::PROJECT_ID, "1".to_owned()),
+        ],
+    );
+    let state_of = |id, environment: &str, feature: &str| {
+        let set = [
+            (feature_state::ENVIRONMENT_ID, environment.to_owned()),
+            (feature_state::FEATURE_ID, feature.to_owned()),
+        ];
+        vec![insert(Table::FeatureState, &state(id, &set))]
+    };
+    let all = vec![
+        vec![insert(Table::Environment, &environment)],
+        state_of(90, "90", "1"),
+        vec![insert(Table::Feature, &feature)],
+        state_of(91, "1", "90"),
+        state_of(92, "90", "90"),
+        state_of(93, "90", "2"),
+    ];
+    let told = told_of(&beginning(), 20, all);
+    let flags: Vec<_> =
+        told.iter().filter_map(|told| told.flag).map(|f| (f.feature, f.environment)).collect();
+    assert_eq!(actions(&told), ["created;scope=default", "created;scope=default"]);
+    assert_eq!(flags, [(90, 1), (90, 90)]);
 }
 
 /// SEMANTICS.md §5, Scheduled changes: at `live_from` the event. Two change requests of one flag for the same moment are one
