@@ -21,6 +21,8 @@ pub struct Endpoint {
     pub url: String,
     /// Empty where there is none.
     pub secret: String,
+    /// Secrets that it had a short while ago, the latest first: receivers may still verify with them.
+    pub old_secrets: Vec<String>,
     /// Whether new events are sent to it.
     pub enabled: bool,
 }
@@ -149,11 +151,13 @@ impl Reader {
             EndpointKey::Environment(_) => Endpoint {
                 url: text(environment_webhook::URL),
                 secret: text(environment_webhook::SECRET),
+                old_secrets: Vec::new(),
                 enabled: row.flag(environment_webhook::ENABLED),
             },
             EndpointKey::Organisation(_) => Endpoint {
                 url: text(organisation_webhook::URL),
                 secret: text(organisation_webhook::SECRET),
+                old_secrets: Vec::new(),
                 enabled: row.flag(organisation_webhook::ENABLED),
             },
         }))
