@@ -145,7 +145,11 @@ fn check(
             max_age: duration("delivery.max_age", raw.delivery.max_age, defaults.1.max_age)?,
         },
         max_in_flight,
-        breaker: breaker(raw.delivery.breaker_failures, raw.delivery.breaker_probe)?,
+        breaker: breaker(
+            raw.delivery.breaker_failures,
+            raw.delivery.breaker_after,
+            raw.delivery.breaker_probe,
+        )?,
         secret_rotation: duration(
             "delivery.secret_rotation",
             raw.delivery.secret_rotation,
@@ -240,7 +244,7 @@ fn waits(texts: &[String], default: Vec<Duration>) -> Result<Vec<Duration>> {
     texts.iter().map(|text| parse_duration("delivery.retry", text)).collect()
 }
 
-fn breaker(failures: Option<usize>, probe: Option<String>) -> Result<BreakerPolicy> {
+fn breaker(failures: Option<usize>, after: Option<String>, probe: Option<String>) -> Result<BreakerPolicy> {
     let default = BreakerPolicy::default();
     let longest_probe = duration("delivery.breaker_probe", probe, default.longest_probe)?;
     if longest_probe.is_zero() {
@@ -251,9 +255,9 @@ fn breaker(failures: Option<usize>, probe: Option<String>) -> Result<BreakerPoli
     }
     Ok(BreakerPolicy {
         failures: failures.map_or(default.failures, |n| u32::try_from(n).unwrap_or(u32::MAX)),
+        sustained: duration("delivery.breaker_after", after, default.sustained)?,
         first_probe: default.first_probe.min(longest_probe),
         longest_probe,
-        ..default
     })
 }
 

@@ -82,6 +82,7 @@ pub(super) struct Delivery {
     pub(super) max_in_flight: Option<usize>,
     #[serde(deserialize_with = "number")]
     pub(super) breaker_failures: Option<usize>,
+    pub(super) breaker_after: Option<String>,
     pub(super) breaker_probe: Option<String>,
     pub(super) secret_rotation: Option<String>,
 }
@@ -121,6 +122,7 @@ pub(super) const KEYS: &[(&str, &str)] = &[
     ("delivery", "max_age"),
     ("delivery", "max_in_flight"),
     ("delivery", "breaker_failures"),
+    ("delivery", "breaker_after"),
     ("delivery", "breaker_probe"),
     ("delivery", "secret_rotation"),
     ("ops", "listen"),

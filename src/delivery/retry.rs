@@ -67,12 +67,15 @@ impl Reply<'_> {
 /// An endpoint that wants to be asked again at once is asked after this.
 const SHORTEST_WANTED: Duration = Duration::from_secs(1);
 
+/// An endpoint may want a wait as long as the schedule's longest, and in any case this one.
+const LONGEST_WANTED: Duration = Duration::from_secs(3600);
+
 impl Schedule {
     /// What follows an attempt that failed at `now`. `random` is uniform in 0..1.
     ///
     /// Without `Retry-After`: full jitter, so that what failed together does not come back together. At least a tenth of the wait
-    /// is kept, or an unlucky draw would hammer an endpoint that is down. With it: what the endpoint wants, no longer than the
-    /// schedule's longest wait, and up to a tenth more.
+    /// is kept, or an unlucky draw would hammer an endpoint that is down. With it: what the endpoint wants, within limits,
+    /// and up to a tenth more.
     pub fn after_failure(&self, history: History, reply: Reply<'_>, now: Micros, random: f64) -> Verdict {
         if reply.status == Some(410) {
             return Verdict::Pause;
@@ -80,7 +83,7 @@ impl Schedule {
         let random = random.clamp(0.0, 1.0);
         let wait = match reply.wanted_wait(now) {
             Some(wanted) => {
-                let wanted = wanted.min(self.longest()).max(SHORTEST_WANTED);
+                let wanted = wanted.min(self.longest_wanted()).max(SHORTEST_WANTED);
                 wanted.mul_f64(1.0 + random / 10.0)
             }
             None => self.wait_after(history.attempt).mul_f64(random.max(0.1)),
@@ -94,8 +97,9 @@ impl Schedule {
         self.waits.get(index).or(self.waits.last()).copied().unwrap_or(Duration::from_secs(60))
     }
 
-    fn longest(&self) -> Duration {
-        self.waits.iter().copied().max().unwrap_or(Duration::from_secs(60))
+    /// The longest wait that an endpoint may want.
+    fn longest_wanted(&self) -> Duration {
+        self.waits.iter().copied().chain([LONGEST_WANTED]).max().unwrap_or(LONGEST_WANTED)
     }
 }
 
