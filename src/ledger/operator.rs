@@ -91,7 +91,7 @@ fn requeue(step: &Transaction<'_>, endpoint: &str, event: i64) -> rusqlite::Resu
     step.prepare_cached(
         "UPDATE delivery SET replay = 1, queued_at = ?3, next_at = ?3, attempts_before = attempts,
              status = CASE WHEN EXISTS (
-                 SELECT 1 FROM delivery ready WHERE ready.endpoint = ?1 AND ready.lane = delivery.lane
+                 SELECT 1 FROM delivery ready INDEXED BY delivery_lane WHERE ready.endpoint = ?1 AND ready.lane = delivery.lane
                      AND ready.status IN (0, 1) AND ready.event <> ?2
              ) THEN ?4 ELSE ?5 END
          WHERE endpoint = ?1 AND event = ?2 AND status IN (?6, ?7)",

@@ -314,7 +314,8 @@ impl Writer {
             let is_first = self
                 .connection
                 .prepare_cached(
-                    "SELECT 1 FROM delivery WHERE endpoint = ?1 AND lane = ?2 AND status IN (0, 1) LIMIT 1",
+                    "SELECT 1 FROM delivery INDEXED BY delivery_lane
+                     WHERE endpoint = ?1 AND lane = ?2 AND status IN (0, 1) LIMIT 1",
                 )?
                 .query_row(params![endpoint, event.lane], |_| Ok(()))
                 .optional()?
@@ -480,12 +481,14 @@ impl Writer {
         self.connection.execute_batch("PRAGMA incremental_vacuum(1000)")
     }
 
-    /// The next delivery of a lane becomes ready.
+    /// The next delivery of a lane becomes ready. Without the index named SQLite would walk through all deliveries ever made to
+    /// the endpoint.
     fn promote(&self, endpoint: &str, lane: &str) -> rusqlite::Result<()> {
         self.connection
             .prepare_cached(
                 "UPDATE delivery SET status = ?3 WHERE endpoint = ?1 AND event =
-                     (SELECT min(event) FROM delivery WHERE endpoint = ?1 AND lane = ?2 AND status IN (0, 1))",
+                     (SELECT min(event) FROM delivery INDEXED BY delivery_lane
+                      WHERE endpoint = ?1 AND lane = ?2 AND status IN (0, 1))",
             )?
             .execute(params![endpoint, lane, READY])?;
         Ok(())
