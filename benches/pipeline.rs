@@ -1,7 +1,7 @@
 //! `make bench`: what the main job costs, on a real server, with the release binary. Each figure stands beside a floor that is
 //! measured in the same run, since these machines are noisy: compare ratios, not milliseconds.
 //!
-//! Numbers as arguments pick parts: `cargo bench --bench pipeline -- latency decode delivery memory`.
+//! Numbers as arguments pick parts: `cargo bench --bench pipeline -- latency decode delivery memory parked`.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 #![allow(dead_code, reason = "the tests' support is shared, and a bench needs only a part of it")]
@@ -373,6 +373,61 @@ async fn memory() {
     daemon.terminate().await.success();
 }
 
+/// A million deliveries that wait for twenty endpoints of which none answers.
+async fn parked() {
+    const EVENTS: u32 = 50_000;
+    const ENDPOINTS: u32 = 20;
+    let cluster = Cluster::start(cluster_options()).await.unwrap();
+    let mut receiver = Receiver::start(0).unwrap();
+    let client = scene(&cluster, &receiver, EVENTS).await;
+    client
+        .batch_execute(&format!(
+            "INSERT INTO environments_webhook SELECT (jsonb_populate_record(w, jsonb_build_object(
+                 'id', 100 + n, 'url', w.url || n))).*
+             FROM environments_webhook w, generate_series(2, {ENDPOINTS}) n"
+        ))
+        .await
+        .unwrap();
+    receiver.stop();
+    let installation = installation(&cluster, "0");
+    installation.run(&["setup"]).await.success();
+    let daemon = Daemon::start(&installation).await;
+    let start = Instant::now();
+    client
+        .batch_execute("UPDATE features_featurestate SET enabled = NOT enabled WHERE id > 1000")
+        .await
+        .unwrap();
+    let wanted = u64::from(EVENTS * ENDPOINTS);
+    let (pending, asked) = loop {
+        let asked = Instant::now();
+        let status = installation.run(&["status", "--json"]).await.json();
+        let endpoints = status["endpoints"].as_array().unwrap();
+        let pending: u64 = endpoints.iter().map(|e| e["pending"].as_u64().unwrap()).sum();
+        if pending >= wanted {
+            break (pending, asked.elapsed());
+        }
+        assert!(start.elapsed() < PATIENCE, "{pending} of {wanted}: {}", daemon.stderr());
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    };
+    println!(
+        "parked: {pending} deliveries for {ENDPOINTS} endpoints that are down, queued after {:.0} s: peak {:.1} MB, now {:.1} MB RSS; status answers in {:.1} s",
+        start.elapsed().as_secs_f64(),
+        memory_of(&daemon, "VmHWM"),
+        memory_of(&daemon, "VmRSS"),
+        asked.as_secs_f64()
+    );
+    let start = Instant::now();
+    receiver.restart().unwrap();
+    let first = 20_000;
+    receiver.wait_for(|all| all.len() >= first, PATIENCE).await.unwrap();
+    println!(
+        "parked: the endpoints are back: the first {first} arrived after {:.1} s, {:.1} MB RSS",
+        start.elapsed().as_secs_f64(),
+        memory_of(&daemon, "VmRSS")
+    );
+    daemon.terminate().await.success();
+}
+
 fn main() {
     let wanted: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
     let wants = |part: &str| wanted.is_empty() || wanted.iter().any(|w| w == part);
@@ -389,6 +444,9 @@ fn main() {
         }
         if wants("memory") {
             memory().await;
+        }
+        if wants("parked") {
+            parked().await;
         }
     });
 }
