@@ -3,6 +3,7 @@
 //! Every key of the TOML file can be given as `FLAGPOST_SECTION_KEY`, which wins over the file. Secrets come from the URL,
 //! from `database.password_file`, or from systemd's credential `database-password`; they never show in `Debug` or errors.
 
+mod notices;
 mod raw;
 
 use std::collections::BTreeMap;
@@ -17,6 +18,7 @@ use crate::delivery::{BreakerPolicy, Schedule, Timeouts};
 use crate::error::{Error, Result};
 use crate::event::{Format, Formats, Settle};
 use crate::ledger::Retention;
+use crate::notify::Settings;
 use crate::source::{ConnInfo, Names};
 
 /// Where the file is looked for when `--config` names none.
@@ -71,6 +73,8 @@ pub struct Config {
     pub breaker: BreakerPolicy,
     /// How long a secret that was replaced signs as well.
     pub secret_rotation: Duration,
+    /// Who is told of an endpoint's troubles.
+    pub notify: Settings,
     /// Address of metrics and status; `None` for `off`.
     pub ops_listen: Option<SocketAddr>,
     /// How log lines are written.
@@ -155,6 +159,7 @@ fn check(
             raw.delivery.secret_rotation,
             Duration::from_secs(24 * 3600),
         )?,
+        notify: notices::check(raw.notify)?,
         ops_listen: listen(raw.ops.listen.as_deref())?,
         log_format: log_format(raw.log.format.as_deref())?,
         log_level: raw.log.level.unwrap_or_else(|| "info".into()),
@@ -382,6 +387,10 @@ mod tests {
             ("[ops]\nlisten = \"here\"\n", "ops.listen"),
             ("[delivery]\nmax_in_flight = 0\n", "max_in_flight"),
             ("[delivery]\nbreaker_probe = \"0\"\n", "breaker_failures"),
+            ("[notify]\nsmtp = \"mail.example.com\"\nfrom = \"f@example.com\"\n", "notify.smtp"),
+            ("[notify]\nsmtp = \"smtp://mail.example.com\"\n", "notify.from"),
+            ("[notify]\nto = [\"ops@example.com\"]\n", "notify.smtp"),
+            ("[notify]\nwebhook = \"ftp://example.com\"\n", "notify.webhook"),
             ("[state]\nmax_size = \"4 elephants\"\n", "state.max_size"),
             ("[state]\nmax_size = \"99999999999GiB\"\n", "state.max_size"),
         ] {
@@ -411,9 +420,13 @@ mod tests {
         let known_keys = raw::KEYS.iter().copied().chain([("webhooks", "endpoint")]).collect();
         assert_eq!(shown_keys, known_keys);
         let password = tempfile::NamedTempFile::new().unwrap();
-        let shown =
-            load(&uncommented.replace("/etc/flagpost/password", password.path().to_str().unwrap()), &[])
-                .unwrap();
+        let shown = load(
+            &uncommented
+                .replace("/etc/flagpost/password", password.path().to_str().unwrap())
+                .replace("/etc/flagpost/smtp-password", password.path().to_str().unwrap()),
+            &[],
+        )
+        .unwrap();
         let default = load("", &[URL]).unwrap();
         assert_eq!((shown.mode, shown.settle), (default.mode, default.settle));
         assert_eq!(
@@ -426,8 +439,8 @@ mod tests {
         );
         assert_eq!((&shown.schedule, shown.max_in_flight), (&default.schedule, default.max_in_flight));
         assert_eq!(
-            (shown.breaker, shown.secret_rotation, shown.retention),
-            (default.breaker, default.secret_rotation, default.retention)
+            (shown.breaker, shown.secret_rotation, shown.retention, shown.notify.after),
+            (default.breaker, default.secret_rotation, default.retention, default.notify.after)
         );
         assert_eq!((&shown.names, shown.formats.default), (&default.names, default.formats.default));
         assert_eq!(load(example, &[URL]).unwrap().names, default.names);

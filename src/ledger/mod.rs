@@ -11,6 +11,7 @@ mod record;
 mod retention;
 mod schema;
 mod seal;
+mod shown_url;
 mod writer;
 
 use std::fs::{self, File, OpenOptions, TryLockError};
@@ -29,9 +30,10 @@ pub use operator::Operator;
 pub use purge::Purge;
 pub use reader::{Endpoint, Reader};
 pub use record::{
-    BreakerState, Counts, Due, EventRecord, LaneState, Outcome, Pause, Purpose, Verdict, Write,
+    BreakerState, Counts, Due, EventRecord, LaneState, Outcome, Owner, Pause, Purpose, Verdict, Write,
 };
 pub use retention::{Finished, Retention};
+pub use shown_url::shown_url;
 pub use writer::{News, Newsstand};
 
 use seal::Seal;

@@ -46,7 +46,12 @@ impl Operator {
     /// Ends a pause, closes the breaker, and lets go at once what waits for its next attempt.
     pub fn resume(&mut self, endpoint: EndpointKey) -> Result<()> {
         self.step(|step| {
-            step.execute("DELETE FROM lane WHERE endpoint = ?1", [endpoint.to_string()])?;
+            step.execute(
+                "UPDATE lane SET paused_at = NULL, paused_by = NULL, paused_why = NULL, failures = 0, failing_since = NULL,
+                     opened_at = NULL, probe_at = NULL, probes = 0
+                 WHERE endpoint = ?1",
+                [endpoint.to_string()],
+            )?;
             step.execute(
                 "UPDATE delivery SET next_at = ?2 WHERE endpoint = ?1 AND status = ?3 AND next_at > ?2",
                 params![endpoint.to_string(), Micros::now().0, READY],

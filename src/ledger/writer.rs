@@ -155,7 +155,8 @@ impl Writer {
                 | Write::Broken(..)
                 | Write::Expire(_)
                 | Write::Purge(..)
-                | Write::ForgetSecrets(_) => {}
+                | Write::ForgetSecrets(_)
+                | Write::Notified(..) => {}
                 _ => is_complete = false,
             }
             self.write(next, news)?;
@@ -213,6 +214,13 @@ impl Writer {
             }
             Write::Outcome(outcome) => self.outcome(outcome, news)?,
             Write::Expire(deliveries) => self.expire(&deliveries, news)?,
+            Write::Notified(endpoint, at, dead) => {
+                self.connection
+                    .prepare_cached(
+                        "UPDATE lane SET notified_at = ?2, notified_dead = ?3 WHERE endpoint = ?1",
+                    )?
+                    .execute(params![endpoint.to_string(), at.0, i64::try_from(dead).unwrap_or(i64::MAX)])?;
+            }
             Write::ForgetSecrets(before) => {
                 self.connection
                     .prepare_cached("DELETE FROM old_secret WHERE retired_at < ?1")?
@@ -366,7 +374,10 @@ impl Writer {
             ])?;
         let (status, next_at) = match outcome.verdict {
             Verdict::Delivered => (DELIVERED, outcome.at),
-            Verdict::Dead => (DEAD, outcome.at),
+            Verdict::Dead => {
+                self.count_dead(&endpoint)?;
+                (DEAD, outcome.at)
+            }
             Verdict::Retry(at) => (READY, at),
             Verdict::Pause => {
                 self.pause(&endpoint, outcome.at)?;
@@ -428,6 +439,15 @@ impl Writer {
         Ok(())
     }
 
+    fn count_dead(&self, endpoint: &str) -> rusqlite::Result<()> {
+        self.connection
+            .prepare_cached(
+                "INSERT INTO lane (endpoint, dead) VALUES (?1, 1) ON CONFLICT (endpoint) DO UPDATE SET dead = dead + 1",
+            )?
+            .execute([endpoint])?;
+        Ok(())
+    }
+
     /// What waits for its next attempt need not wait longer.
     fn hasten(&self, endpoint: &str) -> rusqlite::Result<()> {
         self.connection
@@ -452,6 +472,7 @@ impl Writer {
             self.connection
                 .prepare_cached("UPDATE delivery SET status = ?3 WHERE endpoint = ?1 AND event = ?2")?
                 .execute(params![name, event, DEAD])?;
+            self.count_dead(&name)?;
             if status == READY {
                 self.promote(&name, &lane)?;
                 news.ready.insert(*endpoint);

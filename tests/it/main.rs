@@ -14,6 +14,7 @@ mod golden;
 mod golden_daemon;
 mod idle;
 mod migration;
+mod notices;
 mod old_flagsmith;
 mod outage;
 mod receiver;
