@@ -5,6 +5,7 @@
 
 mod architecture;
 mod bad_input;
+mod canary;
 mod cli;
 mod cluster;
 mod crash;
