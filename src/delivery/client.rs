@@ -5,11 +5,12 @@ use std::error::Error as StdError;
 use std::time::Duration;
 
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
-use reqwest::header::{CONTENT_TYPE, HeaderName, HeaderValue, USER_AGENT};
+use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, USER_AGENT};
 use url::Url;
 
 use super::guard::{Guard, GuardedResolver};
-use super::sign::flagsmith_signature;
+use super::sign::{flagsmith_signature, standard_signatures};
+use crate::change::Micros;
 use crate::error::{Error, Result};
 use crate::ledger::{Due, Endpoint};
 
@@ -25,6 +26,12 @@ pub const CHANGE_REQUEST_ID: HeaderName = HeaderName::from_static("x-flagpost-ch
 pub const CHANGE_REQUEST_TITLE: HeaderName = HeaderName::from_static("x-flagpost-change-request-title");
 /// Flagsmith's own signature header.
 pub const SIGNATURE: HeaderName = HeaderName::from_static("x-flagsmith-signature");
+/// Standard Webhooks: the event's id again.
+pub const WEBHOOK_ID: HeaderName = HeaderName::from_static("webhook-id");
+/// Standard Webhooks: when this attempt was made, in seconds since 1970.
+pub const WEBHOOK_TIMESTAMP: HeaderName = HeaderName::from_static("webhook-timestamp");
+/// Standard Webhooks: one signature for each secret that the endpoint has or had a short while ago.
+pub const WEBHOOK_SIGNATURE: HeaderName = HeaderName::from_static("webhook-signature");
 
 /// An answer's body is read up to here, so that the connection can be used again; nobody needs more.
 const ANSWER_BYTES: usize = 16 * 1024;
@@ -109,16 +116,31 @@ impl Client {
             let title = utf8_percent_encode(title, NON_ALPHANUMERIC).to_string();
             request = request.header(CHANGE_REQUEST_ID, *id).header(CHANGE_REQUEST_TITLE, title);
         }
-        if let Some(signature) = flagsmith_signature(&endpoint.secret, due.body.as_bytes())
-            && let Ok(value) = HeaderValue::from_str(&signature)
-        {
-            request = request.header(SIGNATURE, value);
-        }
+        request = request.headers(signed(endpoint, &due, Micros::now()));
         match request.body(due.body).send().await {
             Ok(response) => judge(response).await,
             Err(e) => Answer::failed(chain(&e.without_url())),
         }
     }
+}
+
+/// What proves where the request comes from, made anew for each attempt: the time is signed too.
+fn signed(endpoint: &Endpoint, due: &Due, now: Micros) -> HeaderMap {
+    let (body, seconds) = (due.body.as_bytes(), now.0.div_euclid(1_000_000));
+    let secrets = std::iter::once(&endpoint.secret).chain(&endpoint.old_secrets);
+    let mut headers = HeaderMap::new();
+    headers.insert(WEBHOOK_TIMESTAMP, seconds.into());
+    for (name, value) in [
+        (WEBHOOK_ID, Some(due.event_id.clone())),
+        (SIGNATURE, flagsmith_signature(&endpoint.secret, body)),
+        (WEBHOOK_SIGNATURE, standard_signatures(secrets.map(String::as_str), &due.event_id, seconds, body)),
+    ] {
+        // Ids and signatures are ASCII.
+        if let Some(value) = value.and_then(|value| HeaderValue::from_str(&value).ok()) {
+            headers.insert(name, value);
+        }
+    }
+    headers
 }
 
 async fn judge(mut response: reqwest::Response) -> Answer {

@@ -26,10 +26,11 @@ use crate::ledger::{Due, Endpoint, Newsstand, Outcome, Reader, Verdict, Write};
 
 pub use client::{
     ACTION, Answer, CHANGE_REQUEST_ID, CHANGE_REQUEST_TITLE, Client, EVENT_ID, SEQUENCE, SIGNATURE, Timeouts,
+    WEBHOOK_ID, WEBHOOK_SIGNATURE, WEBHOOK_TIMESTAMP,
 };
 pub use guard::{Guard, Refused};
 pub use retry::Schedule;
-pub use sign::flagsmith_signature;
+pub use sign::{flagsmith_signature, standard_signatures};
 
 use lane::Lane;
 

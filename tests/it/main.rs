@@ -20,5 +20,6 @@ mod receivers;
 mod replication;
 mod schedule;
 mod shadow;
+mod signing;
 mod story;
 mod support;

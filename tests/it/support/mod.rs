@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use flagpost::demo::cluster::Options;
 
+pub(crate) mod call;
 pub(crate) mod flagsmith;
 pub(crate) mod oracle;
 pub(crate) mod process;
