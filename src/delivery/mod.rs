@@ -4,11 +4,16 @@
 //! within a flag is the ledger's: only the first pending delivery of a flag is ever due. The dispatcher keeps in memory
 //! what is in flight and a few bodies ahead, however much is queued. It knows neither flags nor PostgreSQL.
 
+mod answer;
 mod client;
 mod guard;
 mod lane;
+mod lookup;
+mod redact;
 mod retry;
 mod sign;
+mod target;
+mod tls;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -24,13 +29,18 @@ use crate::error::{Error, Result};
 use crate::event::EndpointKey;
 use crate::ledger::{Due, Endpoint, Newsstand, Outcome, Reader, Verdict, Write};
 
+pub use answer::Answer;
 pub use client::{
-    ACTION, Answer, CHANGE_REQUEST_ID, CHANGE_REQUEST_TITLE, Client, EVENT_ID, SEQUENCE, SIGNATURE, Timeouts,
-    WEBHOOK_ID, WEBHOOK_SIGNATURE, WEBHOOK_TIMESTAMP,
+    ACTION, CHANGE_REQUEST_ID, CHANGE_REQUEST_TITLE, Client, EVENT_ID, SEQUENCE, SIGNATURE, Settings,
+    Timeouts, WEBHOOK_ID, WEBHOOK_SIGNATURE, WEBHOOK_TIMESTAMP,
 };
-pub use guard::{Guard, Refused};
+pub use guard::{DatabasePlace, Guard, Refused};
+pub use lookup::{Found, Lookup, Resolver, SystemLookup};
+pub use redact::redacted;
 pub use retry::Schedule;
 pub use sign::{flagsmith_signature, standard_signatures};
+pub use target::{Configured, EndpointOptions, Targets};
+pub use tls::{Tls, Trust};
 
 use lane::Lane;
 
@@ -144,7 +154,11 @@ impl Dispatcher {
                 if !lane.refill(*endpoint, &self.reader, self.options.max_in_flight)? {
                     break;
                 }
-                let Some(target) = lane.target(*endpoint, &self.reader)? else {
+                let target = match self.client.configured(*endpoint) {
+                    None => lane.target(*endpoint, &self.reader)?,
+                    configured => configured,
+                };
+                let Some(target) = target else {
                     // Deleted: the ledger has dropped its queue.
                     lane.clear();
                     break;

@@ -138,7 +138,7 @@ impl Reader {
 
     /// The endpoint's row, as of the last commit; `None` when it was deleted.
     pub fn endpoint(&self, key: EndpointKey) -> Result<Option<Endpoint>> {
-        let (table, id) = key.row();
+        let Some((table, id)) = key.row() else { return Ok(None) };
         let bytes: Option<Vec<u8>> = self
             .connection
             .prepare_cached("SELECT row FROM mirror WHERE tbl = ?1 AND key = ?2")
@@ -160,6 +160,7 @@ impl Reader {
                 old_secrets: Vec::new(),
                 enabled: row.flag(organisation_webhook::ENABLED),
             },
+            EndpointKey::Configured(_) => return Ok(None),
         }))
     }
 

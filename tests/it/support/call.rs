@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use flagpost::change::Micros;
-use flagpost::delivery::{Answer, Client, Guard, Timeouts};
+use flagpost::delivery::{Answer, Client, Guard, Settings, Timeouts};
 use flagpost::event::EndpointKey;
 use flagpost::ledger::{Due, Endpoint};
 
@@ -33,10 +33,15 @@ pub(crate) fn due(body: &str) -> Due {
     }
 }
 
+/// Settings of a client that may reach this machine, and waits this long.
+pub(crate) fn settings(whole: Duration) -> Settings {
+    let guard = Guard::new(vec!["127.0.0.0/8".parse().unwrap()]);
+    Settings::new(guard, Timeouts { connect: whole, whole })
+}
+
 /// A client that may reach this machine, and waits this long.
 pub(crate) fn client(whole: Duration) -> Client {
-    let guard = Guard::new(vec!["127.0.0.0/8".parse().unwrap()]);
-    Client::new(guard, Timeouts { connect: whole, whole }).unwrap()
+    Client::new(settings(whole)).unwrap()
 }
 
 /// Sends `body` to `endpoint`.

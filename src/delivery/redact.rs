@@ -5,7 +5,8 @@ use url::Url;
 /// What is shown of something that is no URL: none of it, since it can hold anything.
 const NO_URL: &str = "(no URL)";
 
-pub(super) fn redacted(text: &str) -> String {
+/// `text` as it may be shown.
+pub fn redacted(text: &str) -> String {
     let Ok(mut url) = Url::parse(text) else { return NO_URL.into() };
     let hidden = url.query().is_some() || url.fragment().is_some();
     url.set_query(None);
