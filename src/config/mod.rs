@@ -15,9 +15,12 @@ use std::time::Duration;
 use ipnet::IpNet;
 use secrecy::{ExposeSecret, SecretString};
 
-use crate::delivery::{DatabasePlace, EndpointOptions, Guard, Schedule, Settings, Targets, Timeouts, Trust};
+use crate::delivery::{
+    BreakerPolicy, DatabasePlace, EndpointOptions, Guard, Schedule, Settings, Targets, Timeouts, Trust,
+};
 use crate::error::{Error, Result};
 use crate::event::{EndpointKey, Formats, Routing, Settle, Subscription};
+use crate::ledger::Retention;
 use crate::source::{ConnInfo, Host, Names};
 
 /// Where the file is looked for when `--config` names none.
@@ -54,6 +57,8 @@ pub struct Config {
     pub settle: Settle,
     /// Directory of the ledger.
     pub state_dir: PathBuf,
+    /// What of the ledger is kept, and how long.
+    pub retention: Retention,
     /// Which body an endpoint gets.
     pub formats: Formats,
     /// What the configuration's own endpoints get.
@@ -74,6 +79,10 @@ pub struct Config {
     pub schedule: Schedule,
     /// Calls in flight to one endpoint.
     pub max_in_flight: usize,
+    /// When an endpoint's breaker opens, and how it probes.
+    pub breaker: BreakerPolicy,
+    /// How long a secret that was replaced signs as well.
+    pub secret_rotation: Duration,
     /// Address of metrics and status; `None` for `off`.
     pub ops_listen: Option<SocketAddr>,
     /// How log lines are written.
@@ -170,6 +179,10 @@ fn check(
         subscriptions: endpoints.subscriptions,
         targets: Arc::new(endpoints.targets),
         metadata_events,
+        retention: Retention {
+            age: duration("state.retention", raw.state.retention, Retention::default().age)?,
+            max_bytes: bytes("state.max_size", raw.state.max_size, Retention::default().max_bytes)?,
+        },
         allow: networks(&raw.network.allow)?,
         https_only,
         trust: trust(raw.network.ca_file.as_deref())?,
@@ -182,6 +195,16 @@ fn check(
             max_age: duration("delivery.max_age", raw.delivery.max_age, defaults.1.max_age)?,
         },
         max_in_flight,
+        breaker: breaker(
+            raw.delivery.breaker_failures,
+            raw.delivery.breaker_after,
+            raw.delivery.breaker_probe,
+        )?,
+        secret_rotation: duration(
+            "delivery.secret_rotation",
+            raw.delivery.secret_rotation,
+            Duration::from_secs(24 * 3600),
+        )?,
         ops_listen: listen(raw.ops.listen.as_deref())?,
         log_format: log_format(raw.log.format.as_deref())?,
         log_level: raw.log.level.unwrap_or_else(|| "info".into()),
@@ -270,6 +293,41 @@ fn waits(texts: &[String], default: Vec<Duration>) -> Result<Vec<Duration>> {
         return Ok(default);
     }
     texts.iter().map(|text| parse_duration("delivery.retry", text)).collect()
+}
+
+fn breaker(failures: Option<usize>, after: Option<String>, probe: Option<String>) -> Result<BreakerPolicy> {
+    let default = BreakerPolicy::default();
+    let longest_probe = duration("delivery.breaker_probe", probe, default.longest_probe)?;
+    if longest_probe.is_zero() {
+        return Err(Error::config(
+            "delivery.breaker_probe is 0: an endpoint that is down would be asked without a pause; use 1s or more, \
+             or turn breakers off with delivery.breaker_failures = 0",
+        ));
+    }
+    Ok(BreakerPolicy {
+        failures: failures.map_or(default.failures, |n| u32::try_from(n).unwrap_or(u32::MAX)),
+        sustained: duration("delivery.breaker_after", after, default.sustained)?,
+        first_probe: default.first_probe.min(longest_probe),
+        longest_probe,
+    })
+}
+
+/// A size: a number of bytes, or one with KiB, MiB or GiB.
+fn bytes(key: &str, text: Option<String>, default: u64) -> Result<u64> {
+    let Some(text) = text else { return Ok(default) };
+    let (number, unit) =
+        text.trim().split_at(text.trim().find(|c: char| !c.is_ascii_digit()).unwrap_or(text.trim().len()));
+    let shift = match unit.trim() {
+        "" => Some(0),
+        "KiB" => Some(10),
+        "MiB" => Some(20),
+        "GiB" => Some(30),
+        _ => None,
+    };
+    let factor = shift.map(|shift| 1_u64 << shift);
+    factor
+        .and_then(|factor| number.parse::<u64>().ok()?.checked_mul(factor))
+        .ok_or_else(|| Error::config(format!("{key} is {text:?}: write a size as 500MiB or 4GiB")))
 }
 
 fn listen(text: Option<&str>) -> Result<Option<SocketAddr>> {
@@ -375,6 +433,9 @@ mod tests {
             ("[network]\nallow = [\"everything\"]\n", "network.allow"),
             ("[ops]\nlisten = \"here\"\n", "ops.listen"),
             ("[delivery]\nmax_in_flight = 0\n", "max_in_flight"),
+            ("[delivery]\nbreaker_probe = \"0\"\n", "breaker_failures"),
+            ("[state]\nmax_size = \"4 elephants\"\n", "state.max_size"),
+            ("[state]\nmax_size = \"99999999999GiB\"\n", "state.max_size"),
         ] {
             let error = load(toml, &[URL]).unwrap_err();
             assert_eq!(error.kind().exit_code(), 2);
@@ -401,10 +462,28 @@ mod tests {
             .collect();
         let known_keys = raw::KEYS.iter().copied().chain([("webhooks", "endpoint")]).collect();
         assert_eq!(shown_keys, known_keys);
-        let password = tempfile::NamedTempFile::new().unwrap();
-        let shown =
-            load(&uncommented.replace("/etc/flagpost/password", password.path().to_str().unwrap()), &[])
-                .unwrap();
+        let endpoints = table["webhooks"]["endpoint"].as_array().unwrap();
+        let shown_keys: BTreeSet<&str> =
+            endpoints.iter().flat_map(|entry| entry.as_table().unwrap().keys().map(|key| &**key)).collect();
+        assert_eq!(shown_keys, raw::ENDPOINT_KEYS.iter().copied().collect());
+        // The files that it names.
+        let folder = tempfile::tempdir().unwrap();
+        let pair = rcgen::generate_simple_self_signed(["example".to_owned()]).unwrap();
+        let (certificate, key) = (pair.cert.pem(), pair.signing_key.serialize_pem());
+        for (name, text) in [
+            ("password", "pw"),
+            ("client.pem", &certificate),
+            ("client.key", &key),
+            ("issuers.pem", &certificate),
+            ("audit-log.secret", "s"),
+            ("banner-secret", "s"),
+        ] {
+            std::fs::write(folder.path().join(name), text).unwrap();
+        }
+        let credentials = ("CREDENTIALS_DIRECTORY", folder.path().to_str().unwrap());
+        let uncommented = uncommented.replace("/etc/flagpost", credentials.1);
+        let shown = load(&uncommented, &[credentials]).unwrap();
+        assert_eq!((shown.subscriptions.len(), shown.targets.configured().len()), (2, 2));
         let default = load("", &[URL]).unwrap();
         assert_eq!((shown.mode, shown.settle), (default.mode, default.settle));
         assert_eq!(
@@ -415,7 +494,12 @@ mod tests {
             (shown.metadata_events, shown.ops_listen, shown.log_format, &shown.log_level),
             (default.metadata_events, default.ops_listen, default.log_format, &default.log_level)
         );
+        assert_eq!(shown.https_only, default.https_only);
         assert_eq!((&shown.schedule, shown.max_in_flight), (&default.schedule, default.max_in_flight));
+        assert_eq!(
+            (shown.breaker, shown.secret_rotation, shown.retention),
+            (default.breaker, default.secret_rotation, default.retention)
+        );
         assert_eq!((&shown.names, shown.formats.default), (&default.names, default.formats.default));
         assert_eq!(load(example, &[URL]).unwrap().names, default.names);
     }

@@ -43,6 +43,8 @@ pub(super) struct Source {
 #[serde(deny_unknown_fields, default)]
 pub(super) struct State {
     pub(super) dir: Option<String>,
+    pub(super) retention: Option<String>,
+    pub(super) max_size: Option<String>,
 }
 
 #[derive(Default, Deserialize)]
@@ -124,6 +126,11 @@ pub(super) struct Delivery {
     pub(super) max_age: Option<String>,
     #[serde(deserialize_with = "number")]
     pub(super) max_in_flight: Option<usize>,
+    #[serde(deserialize_with = "number")]
+    pub(super) breaker_failures: Option<usize>,
+    pub(super) breaker_after: Option<String>,
+    pub(super) breaker_probe: Option<String>,
+    pub(super) secret_rotation: Option<String>,
 }
 
 #[derive(Default, Deserialize)]
@@ -150,6 +157,8 @@ pub(super) const KEYS: &[(&str, &str)] = &[
     ("source", "settle"),
     ("source", "settle_max"),
     ("state", "dir"),
+    ("state", "retention"),
+    ("state", "max_size"),
     ("webhooks", "format"),
     ("webhooks", "feature_metadata_events"),
     ("network", "allow"),
@@ -160,6 +169,10 @@ pub(super) const KEYS: &[(&str, &str)] = &[
     ("delivery", "retry"),
     ("delivery", "max_age"),
     ("delivery", "max_in_flight"),
+    ("delivery", "breaker_failures"),
+    ("delivery", "breaker_after"),
+    ("delivery", "breaker_probe"),
+    ("delivery", "secret_rotation"),
     ("ops", "listen"),
     ("log", "format"),
     ("log", "level"),

@@ -9,6 +9,8 @@ use reqwest::Response;
 use reqwest::header::RETRY_AFTER;
 use tokio::time::{Instant, timeout_at};
 
+use super::retry::Reply;
+
 /// An answer's body is read up to here, so that the connection can be used again; nobody needs more.
 const ANSWER_BYTES: usize = 16 * 1024;
 /// So much of it is kept for the operator.
@@ -37,6 +39,11 @@ pub struct Answer {
 impl Answer {
     pub(super) fn failed(error: impl AsRef<str>) -> Answer {
         Answer { error: Some(cut(printable(error.as_ref()), ERROR_BYTES)), ..Answer::default() }
+    }
+
+    /// What decides about the next attempt.
+    pub(super) fn reply(&self) -> Reply<'_> {
+        Reply { status: self.status, retry_after: self.retry_after.as_deref() }
     }
 }
 

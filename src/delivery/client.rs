@@ -38,6 +38,8 @@ pub const SEQUENCE: HeaderName = HeaderName::from_static("x-flagpost-sequence");
 pub const CHANGE_REQUEST_ID: HeaderName = HeaderName::from_static("x-flagpost-change-request-id");
 /// Its title, percent-encoded UTF-8 (RFC 3986 §2.1).
 pub const CHANGE_REQUEST_TITLE: HeaderName = HeaderName::from_static("x-flagpost-change-request-title");
+/// `true` where an operator asked for the delivery again (`flagpost replay`).
+pub const REPLAY: HeaderName = HeaderName::from_static("x-flagpost-replay");
 /// Flagsmith's own signature header.
 pub const SIGNATURE: HeaderName = HeaderName::from_static("x-flagsmith-signature");
 /// Standard Webhooks: the event's id again.
@@ -306,6 +308,7 @@ fn ours(endpoint: &Endpoint, due: &Due, now: Micros) -> HeaderMap {
     for (name, value) in [
         (EVENT_ID, Some(due.event_id.clone())),
         (ACTION, Some(due.action.clone())),
+        (REPLAY, due.replay.then(|| "true".to_owned())),
         (CHANGE_REQUEST_ID, request.map(|(id, _)| id.to_string())),
         (
             CHANGE_REQUEST_TITLE,

@@ -15,6 +15,7 @@ mod golden_daemon;
 mod idle;
 mod migration;
 mod old_flagsmith;
+mod outage;
 mod receiver;
 mod receivers;
 mod replication;

@@ -28,6 +28,9 @@ pub(crate) fn due(body: &str) -> Due {
         lane: "flag 1/1".into(),
         body: body.to_owned(),
         attempts: 0,
+        attempts_before: 0,
+        queued_at: Micros::now(),
+        replay: false,
         commit_time: Micros::now(),
         recorded_at: Micros::now(),
     }

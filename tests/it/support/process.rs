@@ -51,6 +51,8 @@ impl Output {
 pub(crate) struct Installation {
     variables: Vec<(String, String)>,
     state: TempDir,
+    /// MiB of the file system that the daemon has its state directory on.
+    small_disk: Option<u32>,
 }
 
 impl Installation {
@@ -58,7 +60,7 @@ impl Installation {
     pub(crate) fn new(url: &str) -> Installation {
         let state = tempfile::tempdir().unwrap();
         let dir = state.path().join("state");
-        Installation { variables: Vec::new(), state }
+        Installation { variables: Vec::new(), state, small_disk: None }
             .with("FLAGPOST_DATABASE_URL", url)
             .with("FLAGPOST_STATE_DIR", dir.to_str().unwrap())
             .with("FLAGPOST_OPS_LISTEN", "off")
@@ -68,6 +70,13 @@ impl Installation {
     pub(crate) fn with(mut self, key: &str, value: &str) -> Installation {
         self.variables.retain(|(k, _)| k != key);
         self.variables.push((key.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Every process gets its state directory on a file system of its own with so many MiB, which nobody else sees but through
+    /// `/proc/PID/root`.
+    pub(crate) fn on_small_disk(mut self, mebibytes: u32) -> Installation {
+        self.small_disk = Some(mebibytes);
         self
     }
 
@@ -87,8 +96,23 @@ impl Installation {
         self.state.path()
     }
 
+    fn command(&self) -> Command {
+        let binary = env!("CARGO_BIN_EXE_flagpost");
+        let Some(mebibytes) = self.small_disk else { return Command::new(binary) };
+        let state = self.state_dir();
+        std::fs::create_dir_all(&state).unwrap();
+        let mount = format!("mount -t tmpfs -o size={mebibytes}m tmpfs '{}' && exec \"$@\"", state.display());
+        let mut command = Command::new("unshare");
+        // Who is not root may mount in a user namespace of their own.
+        if !rustix::process::geteuid().is_root() {
+            command.arg("--map-root-user");
+        }
+        command.args(["--mount", "sh", "-c", &mount, "sh", binary]);
+        command
+    }
+
     fn spawn(&self, arguments: &[&str]) -> Process {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_flagpost"));
+        let mut command = self.command();
         command.args(arguments).env_clear().current_dir(self.state.path());
         command.env("PATH", std::env::var_os("PATH").unwrap_or_default());
         command.envs(self.variables.iter().map(|(k, v)| (k, v)));
