@@ -12,6 +12,7 @@ mod delivery;
 mod demo;
 mod golden;
 mod golden_daemon;
+mod hostile;
 mod idle;
 mod migration;
 mod old_flagsmith;

@@ -8,6 +8,7 @@ pub(crate) mod call;
 pub(crate) mod flagsmith;
 pub(crate) mod oracle;
 pub(crate) mod process;
+pub(crate) mod raw;
 pub(crate) mod replay;
 
 /// The recorded data.
