@@ -7,7 +7,6 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::future::Either;
 use tokio::runtime::Handle;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, Semaphore, mpsc, oneshot, watch};
@@ -309,10 +308,7 @@ where
         Rows::new(config.database.clone(), catalog, stop.clone()),
         config.formats.default,
     );
-    let notifier = tokio::spawn(match notifier {
-        Some(notifier) if purpose == Purpose::Send => Either::Left(notifier.run(stop.child_token())),
-        Some(_) | None => Either::Right(std::future::ready(Ok(()))),
-    });
+    let notifier = tokio::spawn(tell_of_troubles(notifier, purpose, stop.child_token()));
     let capture = start_capture(capture)?;
     let summary = format!(
         "flagpost {} ready: reading {} from {checkpoint}, {endpoints} endpoints",
@@ -336,6 +332,21 @@ where
         positions,
         writer_ended: writer.ended,
     })
+}
+
+/// Ends when told to, also where nobody is to be told: a stage that has ended is not waited for again.
+async fn tell_of_troubles(
+    notifier: Option<Notifier>,
+    purpose: Purpose,
+    stop: CancellationToken,
+) -> Result<()> {
+    match notifier.filter(|_| purpose == Purpose::Send) {
+        Some(notifier) => notifier.run(stop).await,
+        None => {
+            stop.cancelled().await;
+            Ok(())
+        }
+    }
 }
 
 /// What is durable, and what of it may be confirmed.
