@@ -93,7 +93,8 @@ fn printable(text: &str) -> String {
 
 /// The first `bytes` bytes at the most, in whole characters.
 fn cut(mut text: String, bytes: usize) -> String {
-    text.truncate(text.floor_char_boundary(bytes));
+    let end = (0..=bytes.min(text.len())).rev().find(|at| text.is_char_boundary(*at));
+    text.truncate(end.unwrap_or(0));
     text
 }
 
