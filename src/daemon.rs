@@ -7,6 +7,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::Either;
 use tokio::runtime::Handle;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, Semaphore, mpsc, oneshot, watch};
@@ -24,6 +25,7 @@ use crate::event::{EndpointKey, Engine};
 use crate::housekeeping::Housekeeper;
 use crate::ledger::{Identity, Ledger, Newsstand, Purpose, Reader, Write};
 use crate::mirror::Mirror;
+use crate::notify::Notifier;
 use crate::room::Room;
 use crate::schema::Table;
 use crate::source::{
@@ -222,6 +224,7 @@ struct Running {
     consumer: JoinHandle<Result<()>>,
     coverage: JoinHandle<Result<Coverage>>,
     housekeeper: JoinHandle<Result<()>>,
+    notifier: JoinHandle<Result<()>>,
     positions: Positions,
     writer_ended: oneshot::Receiver<Result<()>>,
 }
@@ -283,6 +286,7 @@ where
         + config.subscriptions.len();
     let reader = ledger.reader()?;
     let housekeeping_reader = ledger.reader()?;
+    let notifier_reader = ledger.reader()?;
     let writer = ledger.start_writer(purpose)?;
     let (out, items) = mpsc::channel(QUEUE);
     // What is durable may be confirmed once the publication has been seen whole.
@@ -315,6 +319,12 @@ where
         config.secret_rotation,
     );
     let housekeeper = tokio::spawn(housekeeper.run(stop.child_token()));
+    let notifier = Notifier::new(
+        notifier_reader,
+        writer.writes.clone(),
+        config.notify.clone(),
+        Arc::clone(&config.targets),
+    );
     let capture = Capture::new(
         engine,
         checkpoint,
@@ -324,6 +334,10 @@ where
         Rows::new(config.database.clone(), catalog, stop.clone()),
         config.formats.default,
     );
+    let notifier = tokio::spawn(match notifier {
+        Some(notifier) if purpose == Purpose::Send => Either::Left(notifier.run(stop.child_token())),
+        Some(_) | None => Either::Right(std::future::ready(Ok(()))),
+    });
     let capture = start_capture(capture)?;
     let summary = format!(
         "flagpost {} ready: reading {} from {checkpoint}, {endpoints} endpoints",
@@ -343,6 +357,7 @@ where
         consumer,
         coverage,
         housekeeper,
+        notifier,
         positions,
         writer_ended: writer.ended,
     })
@@ -434,17 +449,18 @@ impl Running {
 
     /// After a failure: what still runs ends on its own, calls in flight first; what does not is cut off.
     async fn take_down(&mut self) {
-        let Running { stream, consumer, coverage, housekeeper, .. } = self;
+        let Running { stream, consumer, coverage, housekeeper, notifier, .. } = self;
         end(consumer).await;
         end(stream).await;
         end(coverage).await;
         end(housekeeper).await;
+        end(notifier).await;
     }
 
     /// The error of the stage that failed. A stage that ends without one does so because its neighbour is gone, and the
     /// neighbour tells why.
     async fn failure(&mut self) -> Error {
-        let Running { stream, capture, consumer, coverage, housekeeper, writer_ended, .. } = self;
+        let Running { stream, capture, consumer, coverage, housekeeper, notifier, writer_ended, .. } = self;
         let mut writer = pin!(async { error_of(flatten(writer_ended.await, "the ledger's writer")).await });
         let error = tokio::select! {
             biased;
@@ -453,6 +469,7 @@ impl Running {
             error = async { error_of(stream.await.map_err(|e| panicked("the stream", &e)).flatten()).await } => error,
             error = async { error_of(flatten(capture.await, "the capture thread")).await } => error,
             error = async { error_of(consumer.await.map_err(|e| panicked("the dispatcher", &e)).flatten()).await } => error,
+            error = async { error_of(notifier.await.map_err(|e| panicked("the notifier", &e)).flatten()).await } => error,
             error = async { error_of(housekeeper.await.map_err(|e| panicked("the housekeeper", &e)).flatten()).await } => error,
         };
         // Whoever writes to the ledger notices that its writer is gone a moment before the writer has told why.
@@ -463,6 +480,7 @@ impl Running {
         let stream = self.stream.await.map_err(|e| panicked("the stream", &e)).flatten()?;
         flatten(self.capture.await, "the capture thread")?;
         self.consumer.await.map_err(|e| panicked("the dispatcher", &e)).flatten()?;
+        self.notifier.await.map_err(|e| panicked("the notifier", &e)).flatten()?;
         self.housekeeper.await.map_err(|e| panicked("the housekeeper", &e)).flatten()?;
         let mut coverage = self.coverage.await.map_err(|e| panicked("the coverage watch", &e)).flatten()?;
         // Every sender is gone: the writer commits what it has and ends.

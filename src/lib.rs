@@ -15,6 +15,7 @@ pub mod event;
 pub mod housekeeping;
 pub mod ledger;
 pub mod mirror;
+pub mod notify;
 pub mod ops;
 pub mod room;
 pub mod schema;

@@ -4,6 +4,7 @@
 //! from `database.password_file`, or from systemd's credential `database-password`; they never show in `Debug` or errors.
 
 mod endpoints;
+mod notices;
 mod raw;
 
 use std::collections::BTreeMap;
@@ -21,6 +22,7 @@ use crate::delivery::{
 use crate::error::{Error, Result};
 use crate::event::{EndpointKey, Formats, Routing, Settle, Subscription};
 use crate::ledger::Retention;
+use crate::notify::Settings as NotifySettings;
 use crate::source::{ConnInfo, Host, Names};
 
 /// Where the file is looked for when `--config` names none.
@@ -83,6 +85,8 @@ pub struct Config {
     pub breaker: BreakerPolicy,
     /// How long a secret that was replaced signs as well.
     pub secret_rotation: Duration,
+    /// Who is told of an endpoint's troubles.
+    pub notify: NotifySettings,
     /// Address of metrics and status; `None` for `off`.
     pub ops_listen: Option<SocketAddr>,
     /// How log lines are written.
@@ -205,6 +209,7 @@ fn check(
             raw.delivery.secret_rotation,
             Duration::from_secs(24 * 3600),
         )?,
+        notify: notices::check(raw.notify)?,
         ops_listen: listen(raw.ops.listen.as_deref())?,
         log_format: log_format(raw.log.format.as_deref())?,
         log_level: raw.log.level.unwrap_or_else(|| "info".into()),
@@ -434,6 +439,10 @@ mod tests {
             ("[ops]\nlisten = \"here\"\n", "ops.listen"),
             ("[delivery]\nmax_in_flight = 0\n", "max_in_flight"),
             ("[delivery]\nbreaker_probe = \"0\"\n", "breaker_failures"),
+            ("[notify]\nsmtp = \"mail.example.com\"\nfrom = \"f@example.com\"\n", "notify.smtp"),
+            ("[notify]\nsmtp = \"smtp://mail.example.com\"\n", "notify.from"),
+            ("[notify]\nto = [\"ops@example.com\"]\n", "notify.smtp"),
+            ("[notify]\nwebhook = \"ftp://example.com\"\n", "notify.webhook"),
             ("[state]\nmax_size = \"4 elephants\"\n", "state.max_size"),
             ("[state]\nmax_size = \"99999999999GiB\"\n", "state.max_size"),
         ] {
@@ -477,6 +486,7 @@ mod tests {
             ("issuers.pem", &certificate),
             ("audit-log.secret", "s"),
             ("banner-secret", "s"),
+            ("smtp-password", "s"),
         ] {
             std::fs::write(folder.path().join(name), text).unwrap();
         }
@@ -497,8 +507,8 @@ mod tests {
         assert_eq!(shown.https_only, default.https_only);
         assert_eq!((&shown.schedule, shown.max_in_flight), (&default.schedule, default.max_in_flight));
         assert_eq!(
-            (shown.breaker, shown.secret_rotation, shown.retention),
-            (default.breaker, default.secret_rotation, default.retention)
+            (shown.breaker, shown.secret_rotation, shown.retention, shown.notify.after),
+            (default.breaker, default.secret_rotation, default.retention, default.notify.after)
         );
         assert_eq!((&shown.names, shown.formats.default), (&default.names, default.formats.default));
         assert_eq!(load(example, &[URL]).unwrap().names, default.names);

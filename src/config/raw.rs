@@ -17,6 +17,7 @@ pub(super) struct Raw {
     pub(super) webhooks: Webhooks,
     pub(super) network: Network,
     pub(super) delivery: Delivery,
+    pub(super) notify: Notify,
     pub(super) ops: Ops,
     pub(super) log: Log,
 }
@@ -135,6 +136,20 @@ pub(super) struct Delivery {
 
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
+pub(super) struct Notify {
+    pub(super) smtp: Option<SecretString>,
+    pub(super) smtp_password_file: Option<String>,
+    pub(super) from: Option<String>,
+    #[serde(deserialize_with = "list")]
+    pub(super) to: Vec<String>,
+    #[serde(deserialize_with = "boolean")]
+    pub(super) organisations: Option<bool>,
+    pub(super) webhook: Option<SecretString>,
+    pub(super) after: Option<String>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
 pub(super) struct Ops {
     pub(super) listen: Option<String>,
 }
@@ -173,6 +188,13 @@ pub(super) const KEYS: &[(&str, &str)] = &[
     ("delivery", "breaker_after"),
     ("delivery", "breaker_probe"),
     ("delivery", "secret_rotation"),
+    ("notify", "smtp"),
+    ("notify", "smtp_password_file"),
+    ("notify", "from"),
+    ("notify", "to"),
+    ("notify", "organisations"),
+    ("notify", "webhook"),
+    ("notify", "after"),
     ("ops", "listen"),
     ("log", "format"),
     ("log", "level"),

@@ -29,7 +29,7 @@ pub use operator::Operator;
 pub use purge::Purge;
 pub use reader::{Endpoint, Reader};
 pub use record::{
-    BreakerState, Counts, Due, EventRecord, LaneState, Outcome, Pause, Purpose, Verdict, Write,
+    BreakerState, Counts, Due, EventRecord, LaneState, Outcome, Owner, Pause, Purpose, Verdict, Write,
 };
 pub use retention::{Finished, Retention};
 pub use writer::{News, Newsstand};

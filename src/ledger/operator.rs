@@ -46,7 +46,12 @@ impl Operator {
     /// Ends a pause, closes the breaker, and lets go at once what waits for its next attempt.
     pub fn resume(&mut self, endpoint: EndpointKey) -> Result<()> {
         self.step(|step| {
-            step.execute("DELETE FROM lane WHERE endpoint = ?1", [endpoint.to_string()])?;
+            step.execute(
+                "UPDATE lane SET paused_at = NULL, paused_by = NULL, paused_why = NULL, failures = 0, failing_since = NULL,
+                     opened_at = NULL, probe_at = NULL, probes = 0
+                 WHERE endpoint = ?1",
+                [endpoint.to_string()],
+            )?;
             step.execute(
                 "UPDATE delivery SET next_at = ?2 WHERE endpoint = ?1 AND status = ?3 AND next_at > ?2",
                 params![endpoint.to_string(), Micros::now().0, READY],
@@ -91,7 +96,7 @@ fn requeue(step: &Transaction<'_>, endpoint: &str, event: i64) -> rusqlite::Resu
     step.prepare_cached(
         "UPDATE delivery SET replay = 1, queued_at = ?3, next_at = ?3, attempts_before = attempts,
              status = CASE WHEN EXISTS (
-                 SELECT 1 FROM delivery ready WHERE ready.endpoint = ?1 AND ready.lane = delivery.lane
+                 SELECT 1 FROM delivery ready INDEXED BY delivery_lane WHERE ready.endpoint = ?1 AND ready.lane = delivery.lane
                      AND ready.status IN (0, 1) AND ready.event <> ?2
              ) THEN ?4 ELSE ?5 END
          WHERE endpoint = ?1 AND event = ?2 AND status IN (?6, ?7)",

@@ -7,13 +7,13 @@ use rusqlite::{Connection, OptionalExtension, Row as SqlRow, params};
 
 use super::Identity;
 use super::operator::OPERATOR_MARK;
-use super::record::{BreakerState, Counts, Due, LaneState, Pause};
+use super::record::{BreakerState, Counts, Due, LaneState, Owner, Pause};
 use super::schema::{self, DEAD, DELIVERED, DROPPED, SHADOWED};
 use super::seal::Seal;
 use crate::change::{Lsn, Micros, Row};
 use crate::error::{Error, Result};
 use crate::event::EndpointKey;
-use crate::schema::{Table, environment_webhook, organisation_webhook};
+use crate::schema::{Table, environment, environment_webhook, organisation, organisation_webhook, project};
 
 /// Where to send, and the secret to sign with. Not `Debug`: both are secrets.
 #[derive(Clone, PartialEq, Eq)]
@@ -164,6 +164,60 @@ impl Reader {
             .map_err(self.failed())
     }
 
+    /// Every endpoint of which something is kept beside its deliveries.
+    pub fn lanes(&self) -> Result<Vec<(EndpointKey, LaneState)>> {
+        let mut statement = self.connection.prepare_cached(LANE).map_err(self.failed())?;
+        let rows = statement
+            .query_map([], |row| Ok((row.get::<_, String>(11)?, lane_state(row)?)))
+            .map_err(self.failed())?;
+        let mut lanes = Vec::new();
+        for row in rows {
+            let (endpoint, state) = row.map_err(self.failed())?;
+            lanes.extend(endpoint.parse().ok().map(|endpoint| (endpoint, state)));
+        }
+        Ok(lanes)
+    }
+
+    /// Whose endpoint it is.
+    pub fn owner(&self, endpoint: EndpointKey) -> Result<Owner> {
+        let Some((table, id)) = endpoint.row() else { return Ok(Owner::default()) };
+        let id_in = |row: Option<&Row>, column: usize| row.and_then(|row| row.int(column));
+        let hook = self.mirror_row(table, Some(id))?;
+        let (organisation_id, environment) = match endpoint {
+            EndpointKey::Environment(_) => {
+                let id = id_in(hook.as_ref(), environment_webhook::ENVIRONMENT_ID);
+                let environment = self.mirror_row(Table::Environment, id)?;
+                let project_id = id_in(environment.as_ref(), environment::PROJECT_ID);
+                let project = self.mirror_row(Table::Project, project_id)?;
+                (id_in(project.as_ref(), project::ORGANISATION_ID), environment)
+            }
+            EndpointKey::Organisation(_) => {
+                (id_in(hook.as_ref(), organisation_webhook::ORGANISATION_ID), None)
+            }
+            EndpointKey::Configured(_) => (None, None),
+        };
+        let organisation = self.mirror_row(Table::Organisation, organisation_id)?;
+        let text = |row: &Option<Row>, column: usize| {
+            row.as_ref().and_then(|row| row.text(column)).filter(|text| !text.is_empty()).map(str::to_owned)
+        };
+        Ok(Owner {
+            organisation: text(&organisation, organisation::NAME),
+            email: text(&organisation, organisation::WEBHOOK_NOTIFICATION_EMAIL),
+            environment: text(&environment, environment::NAME),
+        })
+    }
+
+    /// A row of the mirror, its secrets sealed.
+    fn mirror_row(&self, table: Table, id: Option<i64>) -> Result<Option<Row>> {
+        let Some(id) = id else { return Ok(None) };
+        let bytes: Option<Vec<u8>> = self
+            .connection
+            .prepare_cached("SELECT row FROM mirror WHERE tbl = ?1 AND key = ?2")
+            .and_then(|mut s| s.query_row(params![table.name(), id], |row| row.get(0)).optional())
+            .map_err(self.failed())?;
+        Ok(bytes.and_then(|bytes| Row::from_bytes(&bytes)))
+    }
+
     /// Counts up with everything that an operator's command changes in the queues ([`super::Operator`]).
     pub fn operator_mark(&self) -> Result<i64> {
         Ok(self.meta(OPERATOR_MARK)?.and_then(|text| text.parse().ok()).unwrap_or(0))
@@ -203,12 +257,7 @@ impl Reader {
     /// The endpoint's row, as of the last commit, without its old secrets; `None` when it was deleted.
     pub fn endpoint(&self, key: EndpointKey) -> Result<Option<Endpoint>> {
         let Some((table, id)) = key.row() else { return Ok(None) };
-        let bytes: Option<Vec<u8>> = self
-            .connection
-            .prepare_cached("SELECT row FROM mirror WHERE tbl = ?1 AND key = ?2")
-            .and_then(|mut s| s.query_row(params![table.name(), id], |row| row.get(0)).optional())
-            .map_err(self.failed())?;
-        let Some(row) = bytes.and_then(|bytes| Row::from_bytes(&bytes)) else { return Ok(None) };
+        let Some(row) = self.mirror_row(table, Some(id))? else { return Ok(None) };
         let row = self.seal.unseal(table, &row)?;
         let text = |column: usize| row.text(column).unwrap_or_default().to_owned();
         Ok(Some(match key {
@@ -251,6 +300,16 @@ impl Reader {
             }
         }
         Ok(all)
+    }
+
+    /// How many deliveries wait for an endpoint.
+    pub fn pending(&self, endpoint: EndpointKey) -> Result<u64> {
+        self.connection
+            .prepare_cached(
+                "SELECT count(*) FROM delivery INDEXED BY delivery_lane WHERE endpoint = ?1 AND status IN (0, 1)",
+            )
+            .and_then(|mut s| s.query_row([endpoint.to_string()], |row| row.get(0)))
+            .map_err(self.failed())
     }
 
     /// Deliveries by endpoint and state.
@@ -296,7 +355,8 @@ impl Reader {
         Ok(all)
     }
 
-    fn last_error(&self, endpoint: &str) -> Result<Option<String>> {
+    /// Why the latest attempt failed of what is pending or given up.
+    pub fn last_error(&self, endpoint: &str) -> Result<Option<String>> {
         self.connection
             .prepare_cached(
                 "SELECT a.error FROM delivery d JOIN attempt a ON a.endpoint = d.endpoint AND a.event = d.event
@@ -342,8 +402,10 @@ impl Reader {
     }
 }
 
-const LANE: &str =
-    "SELECT paused_at, paused_by, paused_why, failures, failing_since, opened_at, probe_at, probes FROM lane";
+const LANE: &str = "
+    SELECT paused_at, paused_by, paused_why, failures, failing_since, opened_at, probe_at, probes, dead, notified_at,
+           notified_dead, endpoint
+    FROM lane";
 
 fn lane_state(row: &SqlRow<'_>) -> rusqlite::Result<LaneState> {
     let time = |column: usize| row.get::<_, Option<i64>>(column).map(|at| at.map(Micros));
@@ -358,7 +420,7 @@ fn lane_state(row: &SqlRow<'_>) -> rusqlite::Result<LaneState> {
         probe_at: time(6)?,
         probes: row.get(7)?,
     };
-    Ok(LaneState { pause, breaker })
+    Ok(LaneState { pause, breaker, dead: row.get(8)?, notified_at: time(9)?, notified_dead: row.get(10)? })
 }
 
 fn due(endpoint: EndpointKey, row: &SqlRow<'_>) -> rusqlite::Result<Due> {

@@ -100,6 +100,8 @@ pub enum Write {
     Expire(Vec<(EndpointKey, i64)>),
     /// Events that are over and too old to be kept, with all that belongs to them. Answered when it is on the disk.
     Purge(Vec<i64>, oneshot::Sender<()>),
+    /// Somebody was told of an endpoint's troubles at this time, when so many of its deliveries had been given up.
+    Notified(EndpointKey, Micros, u64),
     /// Secrets that were replaced before this moment sign no more.
     ForgetSecrets(Micros),
     /// Changes were missed for this reason: nobody may go on from here. Answered when it is on the disk.
@@ -193,6 +195,23 @@ pub struct LaneState {
     pub pause: Option<Pause>,
     /// How it has been doing.
     pub breaker: BreakerState,
+    /// Deliveries that were given up, ever.
+    pub dead: u64,
+    /// When somebody was last told of its troubles.
+    pub notified_at: Option<Micros>,
+    /// `dead` at that time.
+    pub notified_dead: u64,
+}
+
+/// Whose endpoint it is, as the mirror has it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Owner {
+    /// `organisations_organisation.name`
+    pub organisation: Option<String>,
+    /// `organisations_organisation.webhook_notification_email`: who wants to know of failures.
+    pub email: Option<String>,
+    /// `environments_environment.name`, of an environment's endpoint.
+    pub environment: Option<String>,
 }
 
 /// A delivery that is due.

@@ -9,7 +9,7 @@
 //! | `sequence` | the last number given to an event of each flag, each audit log |
 //! | `delivery` | event × endpoint: what is to be sent, and what became of it |
 //! | `attempt` | every try, with the answer |
-//! | `lane` | endpoints that are paused, or that have been failing |
+//! | `lane` | endpoints that are paused, have been failing or got dead letters, and when somebody was told |
 //! | `old_secret` | secrets that an endpoint had until a short while ago, sealed |
 //!
 //! Invariant: mirror, open groups, events, deliveries and checkpoint move in one SQLite transaction, so the file is
@@ -111,7 +111,10 @@ CREATE TABLE lane (
     failing_since INTEGER,
     opened_at INTEGER,
     probe_at INTEGER,
-    probes INTEGER NOT NULL DEFAULT 0
+    probes INTEGER NOT NULL DEFAULT 0,
+    dead INTEGER NOT NULL DEFAULT 0,
+    notified_at INTEGER,
+    notified_dead INTEGER NOT NULL DEFAULT 0
 ) WITHOUT ROWID;
 CREATE TABLE old_secret (
     endpoint TEXT NOT NULL, retired_at INTEGER NOT NULL, secret BLOB NOT NULL, PRIMARY KEY (endpoint, retired_at)

@@ -155,7 +155,8 @@ impl Writer {
                 | Write::Broken(..)
                 | Write::Expire(_)
                 | Write::Purge(..)
-                | Write::ForgetSecrets(_) => {}
+                | Write::ForgetSecrets(_)
+                | Write::Notified(..) => {}
                 _ => is_complete = false,
             }
             self.write(next, news)?;
@@ -213,6 +214,13 @@ impl Writer {
             }
             Write::Outcome(outcome) => self.outcome(outcome, news)?,
             Write::Expire(deliveries) => self.expire(&deliveries, news)?,
+            Write::Notified(endpoint, at, dead) => {
+                self.connection
+                    .prepare_cached(
+                        "UPDATE lane SET notified_at = ?2, notified_dead = ?3 WHERE endpoint = ?1",
+                    )?
+                    .execute(params![endpoint.to_string(), at.0, i64::try_from(dead).unwrap_or(i64::MAX)])?;
+            }
             Write::ForgetSecrets(before) => {
                 self.connection
                     .prepare_cached("DELETE FROM old_secret WHERE retired_at < ?1")?
@@ -314,7 +322,8 @@ impl Writer {
             let is_first = self
                 .connection
                 .prepare_cached(
-                    "SELECT 1 FROM delivery WHERE endpoint = ?1 AND lane = ?2 AND status IN (0, 1) LIMIT 1",
+                    "SELECT 1 FROM delivery INDEXED BY delivery_lane
+                     WHERE endpoint = ?1 AND lane = ?2 AND status IN (0, 1) LIMIT 1",
                 )?
                 .query_row(params![endpoint, event.lane], |_| Ok(()))
                 .optional()?
@@ -365,7 +374,10 @@ impl Writer {
             ])?;
         let (status, next_at) = match outcome.verdict {
             Verdict::Delivered => (DELIVERED, outcome.at),
-            Verdict::Dead => (DEAD, outcome.at),
+            Verdict::Dead => {
+                self.count_dead(&endpoint)?;
+                (DEAD, outcome.at)
+            }
             Verdict::Retry(at) => (READY, at),
             Verdict::Pause => {
                 self.pause(&endpoint, outcome.at)?;
@@ -427,6 +439,15 @@ impl Writer {
         Ok(())
     }
 
+    fn count_dead(&self, endpoint: &str) -> rusqlite::Result<()> {
+        self.connection
+            .prepare_cached(
+                "INSERT INTO lane (endpoint, dead) VALUES (?1, 1) ON CONFLICT (endpoint) DO UPDATE SET dead = dead + 1",
+            )?
+            .execute([endpoint])?;
+        Ok(())
+    }
+
     /// What waits for its next attempt need not wait longer.
     fn hasten(&self, endpoint: &str) -> rusqlite::Result<()> {
         self.connection
@@ -451,6 +472,7 @@ impl Writer {
             self.connection
                 .prepare_cached("UPDATE delivery SET status = ?3 WHERE endpoint = ?1 AND event = ?2")?
                 .execute(params![name, event, DEAD])?;
+            self.count_dead(&name)?;
             if status == READY {
                 self.promote(&name, &lane)?;
                 news.ready.insert(*endpoint);
@@ -480,12 +502,14 @@ impl Writer {
         self.connection.execute_batch("PRAGMA incremental_vacuum(1000)")
     }
 
-    /// The next delivery of a lane becomes ready.
+    /// The next delivery of a lane becomes ready. Without the index named SQLite would walk through all deliveries ever made to
+    /// the endpoint.
     fn promote(&self, endpoint: &str, lane: &str) -> rusqlite::Result<()> {
         self.connection
             .prepare_cached(
                 "UPDATE delivery SET status = ?3 WHERE endpoint = ?1 AND event =
-                     (SELECT min(event) FROM delivery WHERE endpoint = ?1 AND lane = ?2 AND status IN (0, 1))",
+                     (SELECT min(event) FROM delivery INDEXED BY delivery_lane
+                      WHERE endpoint = ?1 AND lane = ?2 AND status IN (0, 1))",
             )?
             .execute(params![endpoint, lane, READY])?;
         Ok(())

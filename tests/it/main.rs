@@ -5,6 +5,7 @@
 
 mod architecture;
 mod bad_input;
+mod canary;
 mod cli;
 mod cluster;
 mod crash;
@@ -16,6 +17,7 @@ mod golden_daemon;
 mod hostile;
 mod idle;
 mod migration;
+mod notices;
 mod old_flagsmith;
 mod outage;
 mod receiver;
