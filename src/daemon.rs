@@ -336,7 +336,14 @@ where
     );
     let notifier = tokio::spawn(match notifier {
         Some(notifier) if purpose == Purpose::Send => Either::Left(notifier.run(stop.child_token())),
-        Some(_) | None => Either::Right(std::future::ready(Ok(()))),
+        // Like every stage it ends when it is told to: one that has ended cannot be waited for again.
+        Some(_) | None => {
+            let stop = stop.child_token();
+            Either::Right(async move {
+                stop.cancelled().await;
+                Ok(())
+            })
+        }
     });
     let capture = start_capture(capture)?;
     let summary = format!(

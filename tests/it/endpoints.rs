@@ -60,6 +60,19 @@ impl Scene {
         }
     }
 
+    /// Waits until what `status` says of an endpoint is so.
+    async fn wait_until(&self, key: &str, is_so: impl Fn(&Json) -> bool) -> Json {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let status = self.installation.run(&["status", "--json"]).await.json();
+            let found = status["endpoints"].as_array().unwrap().iter().find(|part| part["endpoint"] == key);
+            if let Some(found) = found.filter(|part| is_so(part)) {
+                return found.clone();
+            }
+            assert!(Instant::now() < deadline, "{key}: {status:#}");
+        }
+    }
+
     async fn wait_for(&self, path: &str, count: usize) -> Vec<Received> {
         let all = self.receiver.wait_for(|all| at(all, path).len() >= count, PATIENCE).await;
         at(&all.unwrap_or_else(|all| panic!("{path} got {} of {count}", at(&all, path).len())), path)
@@ -161,7 +174,7 @@ async fn what_waits_for_an_endpoint_that_left_the_configuration_is_dropped_and_s
     s.installation.run(&["setup"]).await.success();
     let daemon = Daemon::start(&s.installation).await;
     s.change().await;
-    s.wait_for("/old", 2).await;
+    s.wait_until("configured:old", |old| old["pending"] == 3).await;
     daemon.terminate().await.success();
 
     s.configure("[[webhooks.endpoint]]\nname = \"new\"\nurl = \"http://RECEIVER/new\"\n");
@@ -170,15 +183,8 @@ async fn what_waits_for_an_endpoint_that_left_the_configuration_is_dropped_and_s
     s.change().await;
     s.wait_for("/new", 3).await;
     assert!(at(&s.receiver.all(), "/old").is_empty());
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        let status = s.installation.run(&["status", "--json"]).await.json();
-        let old = part(&status, "configured:old");
-        if old["pending"] == 0 && old["dropped"] == 3 && old["url"].is_null() {
-            break;
-        }
-        assert!(Instant::now() < deadline, "{old:#}");
-    }
+    let old = s.wait_until("configured:old", |old| old["pending"] == 0).await;
+    assert!(old["dropped"] == 3 && old["url"].is_null(), "{old:#}");
     let output = daemon.terminate().await;
     assert!(output.stderr.contains("configured:old") && output.stderr.contains("is dropped"), "{output:?}");
     output.success();
@@ -208,7 +214,7 @@ headers = {{ X-Other = "sekrit-other" }}
     // Receivers that show us what we sent.
     let echo = "Bearer sekrit-bearer sekrit-team sekrit-of-file /mine?token=sekrit-mine";
     s.receiver.script("/mine", [Answer::status(500).body(echo)]);
-    let echo = "Basic aG9vazpzZWtyaXQtcEBzcw== hook:sekrit-p@ss sekrit-query sekrit-other";
+    let echo = "Basic aG9vazpzZWtyaXQtcEBzcw== hook:sekrit-p@ss sekrit-p%40ss sekrit-query sekrit-other";
     s.receiver.script("/basic", [Answer::status(500).body(echo)]);
     s.installation.run(&["setup"]).await.success();
     let daemon = Daemon::start(&s.installation).await;
@@ -251,14 +257,10 @@ async fn an_endpoint_that_is_not_verified_is_told_loudly_wherever_it_is_from() {
     s.installation.run(&["setup"]).await.success();
     let daemon = Daemon::start(&s.installation).await;
     s.client.batch_execute(CHANGES[0]).await.unwrap();
-    let deadline = Instant::now() + PATIENCE;
-    let status = loop {
-        let status = s.installation.run(&["status", "--json"]).await.json();
-        if ["environment:2", "configured:mine"].iter().all(|key| part(&status, key)["delivered"] == 1) {
-            break status;
-        }
-        assert!(Instant::now() < deadline, "{status:#}");
-    };
+    for key in ["environment:2", "configured:mine"] {
+        s.wait_until(key, |part| part["delivered"] == 1).await;
+    }
+    let status = s.installation.run(&["status", "--json"]).await.json();
     for (key, verified) in [("environment:1", true), ("environment:2", false), ("configured:mine", false)] {
         assert_eq!(part(&status, key)["tls_verified"], verified);
     }
