@@ -54,7 +54,7 @@ async fn no_secret_is_in_logs_errors_the_ledger_or_what_a_command_says() {
         Cluster::start(flagpost::demo::cluster::Options { auth, ..cluster_options() }).await.unwrap();
     let receiver = Receiver::start(0).unwrap();
     let client = flagsmith(&cluster, receiver.addr()).await;
-    let with_secrets = format!(
+    let with_secrets =
         "UPDATE environments_webhook SET secret = 'CANARY-environment-' || id,
              url = replace(url, 'http://', 'http://user:CANARY-userinfo@') || '?token=CANARY-query#CANARY-fragment';
          UPDATE organisations_organisationwebhook SET secret = 'CANARY-organisation-' || id;
@@ -65,9 +65,8 @@ async fn no_secret_is_in_logs_errors_the_ledger_or_what_a_command_says() {
          INSERT INTO environments_webhook SELECT (jsonb_populate_record(w, jsonb_build_object(
              'id', 92, 'url', 'http://u:CANARY@10.0.0.1/?CANARY'))).* FROM environments_webhook w WHERE w.id = 2;
          INSERT INTO environments_webhook SELECT (jsonb_populate_record(w, jsonb_build_object(
-             'id', 93, 'url', 'http://u:CANARY@no-such-host.invalid/?CANARY'))).* FROM environments_webhook w WHERE w.id = 2"
-    );
-    client.batch_execute(&with_secrets).await.unwrap();
+             'id', 93, 'url', 'http://u:CANARY@no-such-host.invalid/?CANARY'))).* FROM environments_webhook w WHERE w.id = 2";
+    client.batch_execute(with_secrets).await.unwrap();
     let folder = tempfile::tempdir().unwrap();
     let log = folder.path().join("log");
     let installation = Installation::new(&cluster.url("postgres", "flagsmith"))
