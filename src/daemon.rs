@@ -16,11 +16,11 @@ use tracing::{info, warn};
 
 use crate::baseline;
 use crate::capture::{Capture, Rows};
-use crate::change::Lsn;
+use crate::change::{Lsn, Micros};
 use crate::config::Config;
 use crate::delivery::{Client, Dispatcher, Options};
 use crate::error::{Error, Kind, Result};
-use crate::event::Engine;
+use crate::event::{EndpointKey, Engine};
 use crate::housekeeping::Housekeeper;
 use crate::ledger::{Identity, Ledger, Newsstand, Purpose, Reader, Write};
 use crate::mirror::Mirror;
@@ -229,6 +229,7 @@ struct Running {
 }
 
 fn dispatcher(config: &Config, outlet: Outlet) -> Result<Dispatcher> {
+    drop_removed(config, &outlet)?;
     let client = Client::new(config.client_settings())?;
     let options = Options {
         max_in_flight: config.max_in_flight,
@@ -239,6 +240,29 @@ fn dispatcher(config: &Config, outlet: Outlet) -> Result<Dispatcher> {
     };
     let Outlet { reader, writes, newsstand } = outlet;
     Ok(Dispatcher::new(reader, writes, newsstand, client, options))
+}
+
+/// Drops what is queued for endpoints that the configuration does not have any more; nobody knows where to send it. It stays on
+/// record, as with endpoints that are deleted in Flagsmith.
+fn drop_removed(config: &Config, outlet: &Outlet) -> Result<()> {
+    let is_removed = |key: &EndpointKey| {
+        matches!(key, EndpointKey::Configured(_)) && config.targets.endpoint(*key).is_none()
+    };
+    let removed = outlet.reader.endpoints_with_work()?.into_iter().filter(is_removed);
+    let mut writes: Vec<Write> = removed.map(Write::EndpointGone).collect();
+    if writes.is_empty() {
+        return Ok(());
+    }
+    for write in &writes {
+        if let Write::EndpointGone(endpoint_id) = write {
+            warn!(%endpoint_id, "the endpoint is in the configuration no more: what was queued for it is dropped");
+        }
+    }
+    // Nothing has been captured yet: the position is the ledger's.
+    let clock = outlet.reader.meta("clock")?.and_then(|text| text.parse().ok()).unwrap_or_default();
+    writes.push(Write::Checkpoint(outlet.reader.checkpoint()?.unwrap_or_default(), Micros(clock)));
+    let failed = |_| Error::internal("the ledger's writer takes nothing");
+    writes.into_iter().try_for_each(|write| outlet.writes.try_send(write).map_err(failed))
 }
 
 async fn start<C>(
@@ -257,7 +281,8 @@ where
     let endpoints = [Table::EnvironmentWebhook, Table::OrganisationWebhook]
         .map(|table| engine.mirror().count(table))
         .iter()
-        .sum::<usize>();
+        .sum::<usize>()
+        + config.subscriptions.len();
     let reader = ledger.reader()?;
     let housekeeping_reader = ledger.reader()?;
     let notifier_reader = ledger.reader()?;

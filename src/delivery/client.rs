@@ -238,6 +238,8 @@ fn build(settings: &Settings, tls: &Tls, resolver: ForClient) -> reqwest::Result
 struct Userinfo {
     name: Vec<u8>,
     password: Vec<u8>,
+    /// Both as they stand in the URL, percent-encoded.
+    written: [String; 2],
 }
 
 impl Userinfo {
@@ -261,8 +263,8 @@ fn without_userinfo(mut url: Url) -> (Url, Option<Userinfo>) {
         return (url, None);
     }
     let decoded = |text: &str| percent_decode_str(text).collect();
-    let userinfo =
-        Userinfo { name: decoded(url.username()), password: decoded(url.password().unwrap_or_default()) };
+    let (name, password) = (url.username().to_owned(), url.password().unwrap_or_default().to_owned());
+    let userinfo = Userinfo { name: decoded(&name), password: decoded(&password), written: [name, password] };
     // Both fail only for URLs that cannot have userinfo, and there is some.
     url.set_username("").ok();
     url.set_password(None).ok();
@@ -283,6 +285,7 @@ fn secrets(
     if let Some(userinfo) = userinfo {
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         all.extend([userinfo.encoded(), text(&userinfo.name), text(&userinfo.password)]);
+        all.extend(userinfo.written.clone());
     }
     for value in options.iter().flat_map(|options| options.headers.values()) {
         let value = String::from_utf8_lossy(value.as_bytes()).into_owned();

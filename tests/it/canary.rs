@@ -54,7 +54,8 @@ async fn no_secret_is_in_logs_errors_the_ledger_or_what_a_command_says() {
         Cluster::start(flagpost::demo::cluster::Options { auth, ..cluster_options() }).await.unwrap();
     let receiver = Receiver::start(0).unwrap();
     let client = flagsmith(&cluster, receiver.addr()).await;
-    let with_secrets = "UPDATE environments_webhook SET secret = 'CANARY-environment-' || id,
+    let with_secrets =
+        "UPDATE environments_webhook SET secret = 'CANARY-environment-' || id,
              url = replace(url, 'http://', 'http://user:CANARY-userinfo@') || '?token=CANARY-query#CANARY-fragment';
          UPDATE organisations_organisationwebhook SET secret = 'CANARY-organisation-' || id;
          INSERT INTO environments_webhook SELECT (jsonb_populate_record(w, jsonb_build_object(

@@ -11,6 +11,7 @@ mod cluster;
 mod crash;
 mod delivery;
 mod demo;
+mod endpoints;
 mod golden;
 mod golden_daemon;
 mod hostile;
