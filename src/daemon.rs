@@ -15,12 +15,12 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::baseline;
-use crate::capture::{Capture, Rows};
+use crate::capture::{self, Capture, Rows};
 use crate::change::Lsn;
 use crate::config::Config;
 use crate::delivery::{Client, Dispatcher, Guard, Options};
 use crate::error::{Error, Kind, Result};
-use crate::event::Engine;
+use crate::event::{Engine, Format, Formats};
 use crate::ledger::{Identity, Ledger, Newsstand, Purpose, Reader, Write};
 use crate::mirror::Mirror;
 use crate::schema::Table;
@@ -214,13 +214,14 @@ where
 {
     let Prepared { ledger, identity, catalog } = prepared;
     let checkpoint = ledger.checkpoint()?.unwrap_or_default();
-    let engine = load_engine(config, &ledger, &catalog, &identity)?;
+    let before = ledger.purpose()?;
+    let mut engine = load_engine(config, &ledger, &catalog, &identity, formats(config, before))?;
     let endpoints = [Table::EnvironmentWebhook, Table::OrganisationWebhook]
         .map(|table| engine.mirror().count(table))
         .iter()
         .sum::<usize>();
     let reader = ledger.reader()?;
-    let writer = ledger.start_writer(purpose)?;
+    let writer = ledger.start_writer()?;
     let (out, items) = mpsc::channel(QUEUE);
     // What is durable may be confirmed once the publication has been seen whole.
     let (confirmable, confirmable_receiver) = watch::channel(checkpoint);
@@ -239,6 +240,13 @@ where
         from: checkpoint,
     };
     let first = open(&what, &channels).await?;
+    let after = formats(config, purpose);
+    let default_format = after.default;
+    if before != purpose {
+        let format = formats(config, before).default;
+        capture::turn(&mut engine, purpose, checkpoint, format, &writer.writes).await;
+        engine.set_formats(after);
+    }
 
     let outlet = Outlet { reader, writes: writer.writes.clone(), newsstand: writer.newsstand };
     // Deliveries go on while the stream is being read to its end; they stop when it has.
@@ -251,7 +259,7 @@ where
         writer.writes,
         Arc::clone(&channels.probe),
         Rows::new(config.database.clone(), catalog, stop.clone()),
-        config.formats.default,
+        default_format,
     );
     let capture = start_capture(capture)?;
     let summary = format!(
@@ -293,16 +301,25 @@ async fn watch_coverage(
     result
 }
 
-fn load_engine(config: &Config, ledger: &Ledger, catalog: &Catalog, identity: &Identity) -> Result<Engine> {
+/// What Flagsmith sends can only be compared in its own format.
+fn formats(config: &Config, purpose: Purpose) -> Formats {
+    match purpose {
+        Purpose::Send => config.formats.clone(),
+        Purpose::Shadow => Formats { default: Format::Current, by_url: Vec::new() },
+    }
+}
+
+fn load_engine(
+    config: &Config,
+    ledger: &Ledger,
+    catalog: &Catalog,
+    identity: &Identity,
+    formats: Formats,
+) -> Result<Engine> {
     let mut mirror = Mirror::new(catalog.capabilities());
     ledger.load_mirror(|table, row| mirror.load(table, row))?;
-    let mut engine = Engine::new(
-        mirror,
-        identity.system_id.clone(),
-        config.settle,
-        config.formats.clone(),
-        config.metadata_events,
-    );
+    let mut engine =
+        Engine::new(mirror, identity.system_id.clone(), config.settle, formats, config.metadata_events);
     let (clock, position) = (ledger.clock()?.unwrap_or_default(), ledger.checkpoint()?.unwrap_or_default());
     engine.resume(clock, position);
     for bytes in ledger.load_groups()? {

@@ -102,6 +102,13 @@ impl Reader {
             .map_err(self.failed())
     }
 
+    /// How many deliveries are to be sent, or to be tried again.
+    pub fn waiting(&self) -> Result<u64> {
+        self.connection
+            .query_row("SELECT count(*) FROM delivery WHERE status IN (0, 1)", [], |row| row.get(0))
+            .map_err(self.failed())
+    }
+
     /// When the next delivery to `endpoint` becomes due, after `now`.
     pub fn next_due(&self, endpoint: EndpointKey, now: Micros) -> Result<Option<Micros>> {
         self.connection

@@ -96,6 +96,9 @@ pub enum Write {
     Checkpoint(Lsn, Micros),
     /// The outcome of an attempt.
     Outcome(Outcome),
+    /// From here on events are recorded for this purpose. What belongs to the purpose before comes before it, and a
+    /// [`Write::Checkpoint`] after it. Answered when it is on the disk.
+    Purpose(Purpose, oneshot::Sender<()>),
     /// Changes were missed for this reason: nobody may go on from here. Answered when it is on the disk.
     Broken(String, oneshot::Sender<()>),
 }
@@ -108,6 +111,16 @@ pub enum Purpose {
     /// They are compared with what Flagsmith sent (shadow mode). From the start they are on record as such and are never due,
     /// so that whoever sends later sends none of them, however the comparison ended.
     Shadow,
+}
+
+impl Purpose {
+    /// The name in the ledger.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Purpose::Send => "send",
+            Purpose::Shadow => "shadow",
+        }
+    }
 }
 
 /// What one attempt came to.

@@ -159,6 +159,11 @@ impl Writer {
                 self.drop_queue(endpoint).map_err(|e| e.to_string())
             }
             Write::Checkpoint(..) => Ok(()),
+            Write::Purpose(purpose, recorded) => {
+                self.purpose = purpose;
+                self.answers.push(recorded);
+                self.put_meta("purpose", purpose.name()).map_err(|e| e.to_string())
+            }
             Write::Broken(reason, recorded) => {
                 self.answers.push(recorded);
                 self.put_meta("broken", &reason).map_err(|e| e.to_string())

@@ -3,7 +3,8 @@
 //!
 //! It takes the dispatcher's place: events come from the ledger, endpoint by endpoint. They are on record as shadowed from the
 //! moment they are written ([`Purpose::Shadow`]), so nothing piles up, and `flagpost run` on the same ledger never sends them,
-//! not even after a crash. Invariants: no outgoing connection but to the database; nothing secret is told; what Flagsmith waits
+//! not even after a crash, and not even if they had not settled ([`crate::capture::turn`]). What `run` had read before is still
+//! owed: it waits in the ledger for the next `run`, and that is told at the start. Invariants: no outgoing connection but to the database; nothing secret is told; what Flagsmith waits
 //! for (the listener's answer) waits for nothing.
 //!
 //! [`compare`] holds the rules, [`finding`] the reports; both are pure.
@@ -20,6 +21,7 @@ mod place;
 
 pub use likeness::About;
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -34,7 +36,7 @@ use crate::change::Micros;
 use crate::config::Config;
 use crate::daemon::{self, Outlet};
 use crate::error::Result;
-use crate::event::{EndpointKey, Format, Formats};
+use crate::event::EndpointKey;
 use crate::ledger::{Due, Newsstand, Purpose, Reader};
 use compare::{Comparison, Expected, Limits, Received};
 use finding::{Class, EventFacts, Finding, Tally};
@@ -70,11 +72,10 @@ where
 {
     let listener = Listener::bind(options.listen).await?;
     let addr = listener.addr;
-    // What Flagsmith sends can only be compared in its own format.
-    let formats = Formats { default: Format::Current, by_url: Vec::new() };
-    let config = Config { formats, ..config.clone() };
     let (give_back, given_back) = oneshot::channel();
+    let waiting = Cell::new(0);
     let consume = |outlet: Outlet, stop| {
+        waiting.set(outlet.reader.waiting()?);
         let mut shadow = Shadow::new(outlet, listener, options, tell.clone())?;
         Ok(async move {
             let watched = shadow.watch(stop).await;
@@ -84,13 +85,20 @@ where
         })
     };
     let ready = |summary: &str| {
+        let waiting = waiting.get();
         if options.json {
-            tell(&json!({ "type": "ready", "listen": addr.to_string(), "summary": summary }).to_string());
-        } else {
-            tell(&format!("{summary}, nothing is sent; listening for Flagsmith on {addr}"));
+            let listen = addr.to_string();
+            let ready = json!({ "type": "ready", "listen": listen, "summary": summary, "waiting": waiting });
+            return tell(&ready.to_string());
+        }
+        tell(&format!("{summary}, nothing is sent; listening for Flagsmith on {addr}"));
+        if waiting > 0 {
+            tell(&format!(
+                "{waiting} deliveries of an earlier \"flagpost run\" wait in the ledger: the next \"flagpost run\" sends them"
+            ));
         }
     };
-    let ended = daemon::run_with(&config, Purpose::Shadow, consume, ready).await;
+    let ended = daemon::run_with(config, Purpose::Shadow, consume, ready).await;
     // Only now is everything in the ledger that was captured.
     if let Ok(mut shadow) = given_back.await {
         shadow.finish()?;
