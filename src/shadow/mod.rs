@@ -17,6 +17,8 @@ mod compare_tests;
 pub mod finding;
 mod likeness;
 mod listener;
+#[cfg(test)]
+mod listener_tests;
 mod place;
 
 pub use likeness::About;
@@ -70,7 +72,7 @@ pub async fn run<T>(config: &Config, options: &Options, tell: T) -> Result<()>
 where
     T: Fn(&str) + Clone + Send + 'static,
 {
-    let listener = Listener::bind(options.listen).await?;
+    let listener = Listener::bind(options.listen, listener::Limits::default()).await?;
     let addr = listener.addr;
     let (give_back, given_back) = oneshot::channel();
     let waiting = Cell::new(0);
