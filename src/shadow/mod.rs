@@ -19,9 +19,11 @@ mod likeness;
 mod listener;
 #[cfg(test)]
 mod listener_tests;
+mod notice;
 mod place;
 
 pub use likeness::About;
+pub use place::Origin;
 
 use std::cell::Cell;
 use std::collections::HashMap;
@@ -29,7 +31,6 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde_json::json;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -43,11 +44,12 @@ use crate::ledger::{Due, Newsstand, Purpose, Reader};
 use compare::{Comparison, Expected, Limits, Received};
 use finding::{Class, EventFacts, Finding, Tally};
 use listener::{Heard, Listener};
-use place::Places;
+use notice::{Circumstances, Start};
+use place::{Here, Places};
 
 /// Events read from the ledger at once.
 const BATCH: usize = 256;
-/// A request to an unknown path has the endpoints read again, this often at the most.
+/// A request to an unknown path, or with a wrong signature, has the endpoints read again, this often at the most.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// Sleep while nothing waits to be judged.
 const IDLE: Duration = Duration::from_secs(3600);
@@ -57,6 +59,8 @@ const IDLE: Duration = Duration::from_secs(3600);
 pub struct Options {
     /// Where Flagsmith's webhooks come in.
     pub listen: SocketAddr,
+    /// Which URLs mean that address; if none are given, plain HTTP to its port at `localhost` and its own addresses.
+    pub said: Vec<Origin>,
     /// How long something equal is waited for.
     pub grace: Duration,
     /// Later after the commit is late.
@@ -75,10 +79,11 @@ where
     let listener = Listener::bind(options.listen, listener::Limits::default()).await?;
     let addr = listener.addr;
     let (give_back, given_back) = oneshot::channel();
-    let waiting = Cell::new(0);
+    let start = Cell::new(Start::default());
     let consume = |outlet: Outlet, stop| {
-        waiting.set(outlet.reader.waiting()?);
+        let waiting = outlet.reader.waiting()?;
         let mut shadow = Shadow::new(outlet, listener, options, tell.clone())?;
+        start.set(Start { waiting, pointing: shadow.places.pointing() });
         Ok(async move {
             let watched = shadow.watch(stop).await;
             // Nobody waits for it when the daemon has failed to start.
@@ -87,17 +92,11 @@ where
         })
     };
     let ready = |summary: &str| {
-        let waiting = waiting.get();
+        let start = start.get();
         if options.json {
-            let listen = addr.to_string();
-            let ready = json!({ "type": "ready", "listen": listen, "summary": summary, "waiting": waiting });
-            return tell(&ready.to_string());
-        }
-        tell(&format!("{summary}, nothing is sent; listening for Flagsmith on {addr}"));
-        if waiting > 0 {
-            tell(&format!(
-                "{waiting} deliveries of an earlier \"flagpost run\" wait in the ledger: the next \"flagpost run\" sends them"
-            ));
+            tell(&start.json(summary, addr).to_string());
+        } else {
+            start.text(summary, addr).iter().for_each(|line| tell(line));
         }
     };
     let ended = daemon::run_with(config, Purpose::Shadow, consume, ready).await;
@@ -129,8 +128,8 @@ impl<T: Fn(&str) + Send> Shadow<T> {
         // No outcome is ever written: the writer need not wait for us.
         let Outlet { reader, newsstand, writes: _ } = outlet;
         let limits = Limits { grace: options.grace, late: options.late, since: Micros::now() };
-        let mut places = Places::new(listener.addr);
-        places.update(reader.endpoints()?);
+        let mut places = Places::new(Here::new(listener.addr, options.said.clone()), options.grace);
+        places.update(reader.endpoints()?, Micros::now());
         Ok(Shadow {
             first: reader.last_event()?,
             reader,
@@ -195,7 +194,7 @@ impl<T: Fn(&str) + Send> Shadow<T> {
     }
 
     fn update_places(&mut self) -> Result<()> {
-        self.places.update(self.reader.endpoints()?);
+        self.places.update(self.reader.endpoints()?, Micros::now());
         self.places_read = Instant::now();
         Ok(())
     }
@@ -226,12 +225,12 @@ impl<T: Fn(&str) + Send> Shadow<T> {
     }
 
     fn take_request(&mut self, heard: Heard) -> Result<()> {
-        let mut endpoint = self.places.endpoint(&heard.target);
-        if endpoint.is_none() && self.places_read.elapsed() >= LOOK_AGAIN {
+        let (mut endpoint, mut is_signed) = self.judge_sender(&heard);
+        if (endpoint.is_none() || !is_signed) && self.places_read.elapsed() >= LOOK_AGAIN {
             self.update_places()?;
-            endpoint = self.places.endpoint(&heard.target);
+            (endpoint, is_signed) = self.judge_sender(&heard);
         }
-        let findings = if self.places.is_signed(&heard.target, heard.signature.as_deref(), &heard.body) {
+        let findings = if is_signed {
             let Heard { target, body, at, .. } = heard;
             self.comparison.received(Received { target, endpoint, body, at }, Micros::now())
         } else {
@@ -240,6 +239,12 @@ impl<T: Fn(&str) + Send> Shadow<T> {
         };
         self.tell_findings(findings);
         Ok(())
+    }
+
+    /// To which endpoint a request was made, and whether it is signed as that asks.
+    fn judge_sender(&self, heard: &Heard) -> (Option<EndpointKey>, bool) {
+        let Heard { target, signature, body, at, .. } = heard;
+        (self.places.endpoint(target, *at), self.places.is_signed(target, signature.as_deref(), body, *at))
     }
 
     fn tell_findings(&mut self, findings: Vec<Finding>) {
@@ -253,19 +258,13 @@ impl<T: Fn(&str) + Send> Shadow<T> {
     }
 
     fn tell_summary(&self) {
-        let lost = self.listener.lost();
+        let circumstances = Circumstances { lost: self.listener.lost(), pointing: self.places.pointing() };
         if self.json {
             let mut summary = self.tally.json();
-            if let Some(fields) = summary.as_object_mut() {
-                fields.insert("lost_requests".into(), lost.into());
-            }
+            circumstances.add_to(&mut summary);
             return (self.tell)(&summary.to_string());
         }
         (self.tell)(&self.tally.text());
-        if lost > 0 {
-            (self.tell)(&format!(
-                "{lost} requests were not compared (too large, too slow, too many at once): something may look missing for that"
-            ));
-        }
+        circumstances.text(self.listener.addr).iter().for_each(|line| (self.tell)(line));
     }
 }

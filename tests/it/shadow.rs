@@ -1,6 +1,7 @@
 //! Shadow mode, live: what it finds, what it keeps, and what its listener bears.
 
 mod ledger;
+mod listener;
 mod recorded;
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
