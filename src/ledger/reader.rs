@@ -12,7 +12,7 @@ use super::seal::Seal;
 use crate::change::{Lsn, Micros, Row};
 use crate::error::{Error, Result};
 use crate::event::EndpointKey;
-use crate::schema::{environment_webhook, organisation_webhook};
+use crate::schema::{Table, environment, environment_webhook, organisation_webhook};
 
 /// Where to send, and the secret to sign with. Not `Debug`: both are secrets.
 #[derive(Clone, PartialEq, Eq)]
@@ -54,7 +54,7 @@ impl Reader {
             .connection
             .prepare_cached(
                 "SELECT d.event, e.id, e.action, e.feature, d.lane, b.body, d.attempts, e.commit_time, e.recorded_at,
-                        e.sequence, e.change_request_id, e.change_request
+                        e.sequence, e.change_request_id, e.change_request, e.environment_id
                  FROM delivery d JOIN event e ON e.seq = d.event
                  JOIN body b ON b.event = d.event AND b.format = d.format
                  WHERE d.endpoint = ?1 AND d.status = 0 AND d.next_at <= ?2
@@ -82,7 +82,7 @@ impl Reader {
             .connection
             .prepare_cached(
                 "SELECT d.event, e.id, e.action, e.feature, d.lane, b.body, d.attempts, e.commit_time, e.recorded_at,
-                        e.sequence, e.change_request_id, e.change_request
+                        e.sequence, e.change_request_id, e.change_request, e.environment_id
                  FROM delivery d JOIN event e ON e.seq = d.event
                  JOIN body b ON b.event = d.event AND b.format = d.format
                  WHERE d.endpoint = ?1 AND d.event > ?2 AND d.status = ?3 ORDER BY d.event LIMIT ?4",
@@ -93,6 +93,37 @@ impl Reader {
             .query_map(params![endpoint.to_string(), after, SHADOWED, limit], |row| due(endpoint, row))
             .map_err(self.failed())?;
         rows.collect::<rusqlite::Result<_>>().map_err(self.failed())
+    }
+
+    /// Gives the bodies in format `current` of the last `limit` events to `each`, oldest first, with their commit times.
+    pub fn recall(&self, limit: usize, mut each: impl FnMut(&[u8], Micros)) -> Result<()> {
+        let mut statement = self
+            .connection
+            .prepare(
+                "SELECT b.body, e.commit_time FROM event e JOIN body b ON b.event = e.seq AND b.format = 'current'
+                 WHERE e.seq > (SELECT max(seq) FROM event) - ?1 AND e.feature_id IS NOT NULL ORDER BY e.seq",
+            )
+            .map_err(self.failed())?;
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        let mut rows = statement.query([limit]).map_err(self.failed())?;
+        while let Some(row) = rows.next().map_err(self.failed())? {
+            let body = row.get_ref(0).and_then(|v| Ok(v.as_str()?)).map_err(self.failed())?;
+            each(body.as_bytes(), Micros(row.get(1).map_err(self.failed())?));
+        }
+        Ok(())
+    }
+
+    /// Whether an environment has v2 versions, as of the last commit.
+    pub fn is_versioned(&self, id: i64) -> Result<bool> {
+        let bytes: Option<Vec<u8>> = self
+            .connection
+            .prepare_cached("SELECT row FROM mirror WHERE tbl = ?1 AND key = ?2")
+            .and_then(|mut s| {
+                s.query_row(params![Table::Environment.name(), id], |row| row.get(0)).optional()
+            })
+            .map_err(self.failed())?;
+        let row = bytes.and_then(|bytes| Row::from_bytes(&bytes));
+        Ok(row.is_some_and(|row| row.flag(environment::USE_V2_FEATURE_VERSIONING)))
     }
 
     /// The newest event's `event.seq`; 0 where there is none.
@@ -294,5 +325,6 @@ fn due(endpoint: EndpointKey, row: &SqlRow<'_>) -> rusqlite::Result<Due> {
         recorded_at: Micros(row.get(8)?),
         sequence: row.get(9)?,
         change_request: row.get::<_, Option<i64>>(10)?.zip(row.get(11)?),
+        environment: row.get(12)?,
     })
 }

@@ -170,6 +170,8 @@ pub struct Due {
     pub action: String,
     /// The feature's name, for the log.
     pub feature: Option<String>,
+    /// The environment's id, where there is one.
+    pub environment: Option<i64>,
     /// The event's number among those of its flag, from 1.
     pub sequence: i64,
     /// The change request that caused it: id and title.

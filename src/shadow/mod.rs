@@ -14,7 +14,9 @@ pub mod compare;
 mod compare_properties;
 #[cfg(test)]
 mod compare_tests;
+mod explain;
 pub mod finding;
+mod history;
 mod likeness;
 mod listener;
 #[cfg(test)]
@@ -51,6 +53,8 @@ use place::{Here, Places};
 const BATCH: usize = 256;
 /// A request to an unknown path, or with a wrong signature, has the endpoints read again, this often at the most.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
+/// Events of before that are read at the start for the states that they tell of.
+const RECALLED: usize = 5_000;
 /// Sleep while nothing waits to be judged.
 const IDLE: Duration = Duration::from_secs(3600);
 
@@ -128,6 +132,8 @@ impl<T: Fn(&str) + Send> Shadow<T> {
         // No outcome is ever written: the writer need not wait for us.
         let Outlet { reader, newsstand, writes: _ } = outlet;
         let limits = Limits { grace: options.grace, late: options.late, since: Micros::now() };
+        let mut comparison = Comparison::new(limits);
+        reader.recall(RECALLED, |body, at| comparison.recall(body, at))?;
         let mut places = Places::new(Here::new(listener.addr, options.said.clone()), options.grace);
         places.update(reader.endpoints()?, Micros::now());
         Ok(Shadow {
@@ -137,7 +143,7 @@ impl<T: Fn(&str) + Send> Shadow<T> {
             listener,
             places,
             places_read: Instant::now(),
-            comparison: Comparison::new(limits),
+            comparison,
             tally: Tally::default(),
             read: HashMap::new(),
             report: options.report,
@@ -206,22 +212,27 @@ impl<T: Fn(&str) + Send> Shadow<T> {
             let Some(last) = events.last().map(|due| due.event) else { return Ok(()) };
             self.read.insert(endpoint, last);
             for due in events {
-                self.take_event(due);
+                self.take_event(due)?;
             }
         }
     }
 
-    fn take_event(&mut self, due: Due) {
+    fn take_event(&mut self, due: Due) -> Result<()> {
+        let is_versioned = match due.environment {
+            Some(environment) => self.reader.is_versioned(environment)?,
+            None => false,
+        };
         let event = EventFacts { id: due.event_id, action: due.action, commit_time: due.commit_time };
         let findings = match self.places.target(due.endpoint) {
             Some(target) => {
                 let (target, body) = (target.to_owned(), due.body.into_bytes());
-                let expected = Expected { endpoint: due.endpoint, target, event, body };
+                let expected = Expected { endpoint: due.endpoint, target, event, body, is_versioned };
                 self.comparison.expected(expected, Micros::now())
             }
             None => vec![Finding { event: Some(event), ..Finding::of(Class::Elsewhere, Some(due.endpoint)) }],
         };
         self.tell_findings(findings);
+        Ok(())
     }
 
     fn take_request(&mut self, heard: Heard) -> Result<()> {
