@@ -10,7 +10,7 @@ use tracing::info;
 
 use crate::config::Config;
 use crate::error::{Error, Result};
-use crate::ledger::{Identity, Ledger, Purpose, Write};
+use crate::ledger::{Identity, Ledger, Write};
 use crate::mirror::{Persist, kept_key};
 use crate::source::{Catalog, Exported, Progress, Replication, adopt, connect, copy_tables, server_clock};
 
@@ -36,7 +36,7 @@ pub async fn fill(
     // The snapshot is ours now: the session that exported it may end.
     drop(replication);
     ledger.begin_snapshot(&identity)?;
-    let writer = ledger.start_writer(Purpose::Send)?;
+    let writer = ledger.start_writer()?;
     let mut display = Display::new();
     let writes = writer.writes.clone();
     let rows = copy_tables(

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::runtime::Handle;
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::Instant;
 use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
@@ -18,7 +18,7 @@ use tracing::{debug, warn};
 use crate::change::{Key, Lsn, Micros, Row, Transaction};
 use crate::error::{Policy, Result};
 use crate::event::{Effect, Engine, Format};
-use crate::ledger::{EventRecord, Write};
+use crate::ledger::{EventRecord, Purpose, Write};
 use crate::mirror::Mirror;
 use crate::schema::Table;
 use crate::source::{Catalog, ConnInfo, Delivery, Item, connect, fetch};
@@ -212,19 +212,47 @@ impl Capture {
     }
 }
 
+fn write(effect: Effect, default_format: Format) -> Write {
+    match effect {
+        Effect::Mirror(persist) => Write::Mirror(persist),
+        Effect::KeepGroup { slot, bytes } => Write::KeepGroup(slot, bytes),
+        Effect::DropGroup { slot } => Write::DropGroup(slot),
+        Effect::Event(event, recipients) => {
+            Write::Event(Box::new(EventRecord::new(&event, recipients, default_format)))
+        }
+        Effect::EndpointChanged(endpoint) => Write::EndpointChanged(endpoint),
+        Effect::EndpointGone(endpoint) => Write::EndpointGone(endpoint),
+    }
+}
+
+/// From here on the ledger is written for `purpose`. Groups that are open were read for the one before, so they are closed
+/// and recorded for it, in the same ledger transaction: what shadow mode has read is never sent, what `run` has read is owed,
+/// however either of them ended. Before anything else is captured; returns when it is durable. `default_format` is that of the
+/// purpose before.
+pub async fn turn(
+    engine: &mut Engine,
+    purpose: Purpose,
+    checkpoint: Lsn,
+    default_format: Format,
+    writes: &mpsc::Sender<Write>,
+) {
+    let mut effects = Vec::new();
+    engine.close_all(&mut |effect| effects.push(effect));
+    let (recorded, wait) = oneshot::channel();
+    let closed = effects.into_iter().map(|effect| write(effect, default_format));
+    let turn = [Write::Purpose(purpose, recorded), Write::Checkpoint(checkpoint, engine.clock())];
+    for write in closed.chain(turn) {
+        if writes.send(write).await.is_err() {
+            break;
+        }
+    }
+    // A writer that is gone tells why itself.
+    wait.await.ok();
+}
+
 impl Effects {
     fn write(&mut self, effect: Effect) {
-        let write = match effect {
-            Effect::Mirror(persist) => Write::Mirror(persist),
-            Effect::KeepGroup { slot, bytes } => Write::KeepGroup(slot, bytes),
-            Effect::DropGroup { slot } => Write::DropGroup(slot),
-            Effect::Event(event, recipients) => {
-                Write::Event(Box::new(EventRecord::new(&event, recipients, self.default_format)))
-            }
-            Effect::EndpointChanged(endpoint) => Write::EndpointChanged(endpoint),
-            Effect::EndpointGone(endpoint) => Write::EndpointGone(endpoint),
-        };
-        self.send(write);
+        self.send(write(effect, self.default_format));
     }
 
     /// What was written before belongs together, and to this position.

@@ -15,12 +15,12 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::baseline;
-use crate::capture::{Capture, Rows};
+use crate::capture::{self, Capture, Rows};
 use crate::change::{Lsn, Micros};
 use crate::config::Config;
 use crate::delivery::{Client, Dispatcher, Options};
 use crate::error::{Error, Kind, Result};
-use crate::event::{EndpointKey, Engine};
+use crate::event::{EndpointKey, Engine, Format, Formats, Routing};
 use crate::housekeeping::Housekeeper;
 use crate::ledger::{Identity, Ledger, Newsstand, Purpose, Reader, Write};
 use crate::mirror::Mirror;
@@ -277,7 +277,8 @@ where
 {
     let Prepared { ledger, identity, catalog } = prepared;
     let checkpoint = ledger.checkpoint()?.unwrap_or_default();
-    let engine = load_engine(config, &ledger, &catalog, &identity)?;
+    let before = ledger.purpose()?;
+    let mut engine = load_engine(config, &ledger, &catalog, &identity, routing(config, before))?;
     let endpoints = [Table::EnvironmentWebhook, Table::OrganisationWebhook]
         .map(|table| engine.mirror().count(table))
         .iter()
@@ -286,7 +287,7 @@ where
     let reader = ledger.reader()?;
     let housekeeping_reader = ledger.reader()?;
     let notifier_reader = ledger.reader()?;
-    let writer = ledger.start_writer(purpose)?;
+    let writer = ledger.start_writer()?;
     let (out, items) = mpsc::channel(QUEUE);
     // What is durable may be confirmed once the publication has been seen whole.
     let (confirmable, confirmable_receiver) = watch::channel(checkpoint);
@@ -305,6 +306,13 @@ where
         from: checkpoint,
     };
     let first = open(&what, &channels).await?;
+    let after = routing(config, purpose);
+    let default_format = after.formats.default;
+    if before != purpose {
+        let format = routing(config, before).formats.default;
+        capture::turn(&mut engine, purpose, checkpoint, format, &writer.writes).await;
+        engine.set_routing(after);
+    }
 
     let outlet = Outlet { reader, writes: writer.writes.clone(), newsstand: writer.newsstand };
     // Deliveries go on while the stream is being read to its end; they stop when it has.
@@ -331,7 +339,7 @@ where
         writer.writes,
         Arc::clone(&channels.probe),
         Rows::new(config.database.clone(), catalog, stop.clone()),
-        config.formats.default,
+        default_format,
     );
     let notifier = tokio::spawn(tell_of_troubles(notifier, purpose, stop.child_token()));
     let capture = start_capture(capture)?;
@@ -400,16 +408,29 @@ async fn watch_coverage(
     result
 }
 
-fn load_engine(config: &Config, ledger: &Ledger, catalog: &Catalog, identity: &Identity) -> Result<Engine> {
+/// Who gets what. What Flagsmith sends can only be compared in its own format, and of the configuration's own endpoints
+/// Flagsmith knows nothing.
+fn routing(config: &Config, purpose: Purpose) -> Routing {
+    match purpose {
+        Purpose::Send => config.routing(),
+        Purpose::Shadow => Routing {
+            formats: Formats { default: Format::Current, by_url: Vec::new() },
+            subscriptions: Vec::new(),
+        },
+    }
+}
+
+fn load_engine(
+    config: &Config,
+    ledger: &Ledger,
+    catalog: &Catalog,
+    identity: &Identity,
+    routing: Routing,
+) -> Result<Engine> {
     let mut mirror = Mirror::new(catalog.capabilities());
     ledger.load_mirror(|table, row| mirror.load(table, row))?;
-    let mut engine = Engine::new(
-        mirror,
-        identity.system_id.clone(),
-        config.settle,
-        config.routing(),
-        config.metadata_events,
-    );
+    let mut engine =
+        Engine::new(mirror, identity.system_id.clone(), config.settle, routing, config.metadata_events);
     let (clock, position) = (ledger.clock()?.unwrap_or_default(), ledger.checkpoint()?.unwrap_or_default());
     engine.resume(clock, position);
     for bytes in ledger.load_groups()? {

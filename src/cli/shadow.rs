@@ -15,6 +15,15 @@ pub(super) struct Options {
     /// Address that Flagsmith's webhooks point to, with any path: plain HTTP
     #[arg(long, value_name = "ADDR")]
     listen: SocketAddr,
+    /// How Flagsmith's webhooks name that address: the beginning of their URLs, several if need be
+    #[arg(
+        long = "as",
+        value_name = "URL",
+        long_help = "How Flagsmith's webhooks name that address: the beginning of their URLs, \
+        such as http://flagpost:8000; can be given several times. Only webhooks with one of them are compared. Without it: plain \
+        HTTP to the port of ADDR, at localhost or one of this machine's own addresses"
+    )]
+    said: Vec<String>,
     /// How long something equal is waited for
     #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=3600))]
     grace: u32,
@@ -31,8 +40,10 @@ pub(super) struct Options {
 
 pub(super) async fn shadow(config: &Config, options: &Options) -> Result<u8> {
     let seconds = |count: u32| Duration::from_secs(count.into());
+    let said = options.said.iter().map(|text| shadow::Origin::parse(text)).collect::<Result<_>>()?;
     let options = shadow::Options {
         listen: options.listen,
+        said,
         grace: seconds(options.grace),
         late: seconds(options.late),
         report: seconds(options.report),

@@ -169,6 +169,19 @@ impl Engine {
         self.clock = self.clock.max(now);
     }
 
+    /// Gives events other formats from here on.
+    pub fn set_routing(&mut self, routing: Routing) {
+        self.routing = routing;
+    }
+
+    /// Closes all groups as they are, for what was read until here must not be mixed with what comes. The rest of a click is
+    /// then an event of its own.
+    pub fn close_all(&mut self, out: Out<'_>) {
+        while let Some((_, slot)) = self.deadlines.first().copied() {
+            self.close(&slot, self.clock, out);
+        }
+    }
+
     /// Applies one committed transaction.
     pub fn transaction(&mut self, transaction: Transaction, out: Out<'_>) {
         let commit =

@@ -132,6 +132,12 @@ impl Ledger {
         Ok(self.meta("clock")?.and_then(|text| text.parse().ok()).map(Micros))
     }
 
+    /// For what the ledger was last written: open groups were read for this purpose.
+    pub fn purpose(&self) -> Result<Purpose> {
+        let is_shadow = self.meta("purpose")?.is_some_and(|name| name == Purpose::Shadow.name());
+        Ok(if is_shadow { Purpose::Shadow } else { Purpose::Send })
+    }
+
     /// What the ledger belongs to; `None` when it is new.
     pub fn identity(&self) -> Result<Option<Identity>> {
         let (system_id, database, slot) =
@@ -207,8 +213,10 @@ impl Ledger {
         rows.collect::<rusqlite::Result<_>>().map_err(self.failed())
     }
 
-    /// Starts the writer thread; `purpose` says what becomes of new deliveries. The lock on the state directory is held until it ends.
-    pub fn start_writer(self, purpose: Purpose) -> Result<WriterHandle> {
+    /// Starts the writer thread, for the purpose that the ledger has until [`Write::Purpose`] gives it another. The lock on the
+    /// state directory is held until it ends.
+    pub fn start_writer(self) -> Result<WriterHandle> {
+        let purpose = self.purpose()?;
         let checkpoint = self.checkpoint()?.unwrap_or_default();
         let (writes, receiver) = mpsc::channel(WRITE_QUEUE);
         let (durable_sender, durable) = watch::channel(checkpoint);

@@ -69,7 +69,8 @@ impl Reader {
             .connection
             .prepare_cached(
                 "SELECT d.event, e.id, e.action, e.feature, d.lane, b.body, d.attempts, e.commit_time, e.recorded_at,
-                        e.sequence, e.change_request_id, e.change_request, d.attempts_before, d.replay, d.queued_at
+                        e.sequence, e.change_request_id, e.change_request, d.attempts_before, d.replay, d.queued_at,
+                        e.environment_id
                  FROM delivery d JOIN event e ON e.seq = d.event
                  JOIN body b ON b.event = d.event AND b.format = d.format
                  WHERE d.endpoint = ?1 AND d.status = 0 AND d.next_at <= ?2
@@ -97,7 +98,8 @@ impl Reader {
             .connection
             .prepare_cached(
                 "SELECT d.event, e.id, e.action, e.feature, d.lane, b.body, d.attempts, e.commit_time, e.recorded_at,
-                        e.sequence, e.change_request_id, e.change_request, d.attempts_before, d.replay, d.queued_at
+                        e.sequence, e.change_request_id, e.change_request, d.attempts_before, d.replay, d.queued_at,
+                        e.environment_id
                  FROM delivery d JOIN event e ON e.seq = d.event
                  JOIN body b ON b.event = d.event AND b.format = d.format
                  WHERE d.endpoint = ?1 AND d.event > ?2 AND d.status = ?3 ORDER BY d.event LIMIT ?4",
@@ -108,6 +110,37 @@ impl Reader {
             .query_map(params![endpoint.to_string(), after, SHADOWED, limit], |row| due(endpoint, row))
             .map_err(self.failed())?;
         rows.collect::<rusqlite::Result<_>>().map_err(self.failed())
+    }
+
+    /// Gives the bodies in format `current` of the last `limit` events to `each`, oldest first, with their commit times.
+    pub fn recall(&self, limit: usize, mut each: impl FnMut(&[u8], Micros)) -> Result<()> {
+        let mut statement = self
+            .connection
+            .prepare(
+                "SELECT b.body, e.commit_time FROM event e JOIN body b ON b.event = e.seq AND b.format = 'current'
+                 WHERE e.seq > (SELECT max(seq) FROM event) - ?1 AND e.feature_id IS NOT NULL ORDER BY e.seq",
+            )
+            .map_err(self.failed())?;
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        let mut rows = statement.query([limit]).map_err(self.failed())?;
+        while let Some(row) = rows.next().map_err(self.failed())? {
+            let body = row.get_ref(0).and_then(|v| Ok(v.as_str()?)).map_err(self.failed())?;
+            each(body.as_bytes(), Micros(row.get(1).map_err(self.failed())?));
+        }
+        Ok(())
+    }
+
+    /// Whether an environment has v2 versions, as of the last commit.
+    pub fn is_versioned(&self, id: i64) -> Result<bool> {
+        let bytes: Option<Vec<u8>> = self
+            .connection
+            .prepare_cached("SELECT row FROM mirror WHERE tbl = ?1 AND key = ?2")
+            .and_then(|mut s| {
+                s.query_row(params![Table::Environment.name(), id], |row| row.get(0)).optional()
+            })
+            .map_err(self.failed())?;
+        let row = bytes.and_then(|bytes| Row::from_bytes(&bytes));
+        Ok(row.is_some_and(|row| row.flag(environment::USE_V2_FEATURE_VERSIONING)))
     }
 
     /// The newest event's `event.seq`; 0 where there is none.
@@ -121,6 +154,13 @@ impl Reader {
     pub fn probe(&self, endpoint: EndpointKey, except: &[i64]) -> Result<Option<Due>> {
         let first = self.due(endpoint, Micros(i64::MAX), 1, except)?;
         Ok(first.into_iter().next())
+    }
+
+    /// How many deliveries are to be sent, or to be tried again.
+    pub fn waiting(&self) -> Result<u64> {
+        self.connection
+            .query_row("SELECT count(*) FROM delivery WHERE status IN (0, 1)", [], |row| row.get(0))
+            .map_err(self.failed())
     }
 
     /// When the next delivery to `endpoint` becomes due, after `now`.
@@ -440,5 +480,6 @@ fn due(endpoint: EndpointKey, row: &SqlRow<'_>) -> rusqlite::Result<Due> {
         attempts_before: row.get(12)?,
         replay: row.get(13)?,
         queued_at: Micros(row.get(14)?),
+        environment: row.get(15)?,
     })
 }

@@ -104,6 +104,9 @@ pub enum Write {
     Notified(EndpointKey, Micros, u64),
     /// Secrets that were replaced before this moment sign no more.
     ForgetSecrets(Micros),
+    /// From here on events are recorded for this purpose. What belongs to the purpose before comes before it, and a
+    /// [`Write::Checkpoint`] after it. Answered when it is on the disk.
+    Purpose(Purpose, oneshot::Sender<()>),
     /// Changes were missed for this reason: nobody may go on from here. Answered when it is on the disk.
     Broken(String, oneshot::Sender<()>),
 }
@@ -116,6 +119,16 @@ pub enum Purpose {
     /// They are compared with what Flagsmith sent (shadow mode). From the start they are on record as such and are never due,
     /// so that whoever sends later sends none of them, however the comparison ended.
     Shadow,
+}
+
+impl Purpose {
+    /// The name in the ledger.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Purpose::Send => "send",
+            Purpose::Shadow => "shadow",
+        }
+    }
 }
 
 /// What one attempt came to.
@@ -227,6 +240,8 @@ pub struct Due {
     pub action: String,
     /// The feature's name, for the log.
     pub feature: Option<String>,
+    /// The environment's id, where there is one.
+    pub environment: Option<i64>,
     /// The event's number among those of its flag, from 1.
     pub sequence: i64,
     /// The change request that caused it: id and title.

@@ -2,7 +2,7 @@
 //!
 //! | table | holds |
 //! | --- | --- |
-//! | `meta` | what the ledger belongs to, and the checkpoint |
+//! | `meta` | what the ledger belongs to, the checkpoint, and for what it was last written (`purpose`) |
 //! | `mirror` | the mirror's rows, packed ([`crate::change::Row`]); secrets and URLs sealed |
 //! | `open_group` | changes that have not settled yet |
 //! | `event`, `body` | events with their exact bodies, one for each format in use |

@@ -208,6 +208,11 @@ impl Writer {
                 self.drop_queue(endpoint)?;
             }
             Write::Checkpoint(..) => {}
+            Write::Purpose(purpose, recorded) => {
+                self.purpose = purpose;
+                self.answers.push(recorded);
+                self.put_meta("purpose", purpose.name())?;
+            }
             Write::Broken(reason, recorded) => {
                 self.answers.push(recorded);
                 self.put_meta("broken", &reason)?;

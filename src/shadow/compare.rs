@@ -18,7 +18,9 @@ use std::time::Duration;
 
 use serde_json::Value as Json;
 
+use super::explain;
 use super::finding::{Class, EventFacts, Finding};
+use super::history::History;
 use super::likeness::{self, About, Digest};
 use crate::change::Micros;
 use crate::event::EndpointKey;
@@ -56,6 +58,8 @@ pub struct Expected {
     pub event: EventFacts,
     /// The exact body.
     pub body: Vec<u8>,
+    /// Whether its environment has v2 versions.
+    pub is_versioned: bool,
 }
 
 /// What Flagsmith sent.
@@ -99,6 +103,7 @@ pub struct Comparison {
     /// The keys of `known`, oldest first, with the time at which each is forgotten.
     forget: VecDeque<(Micros, Key)>,
     catching_up_until: Micros,
+    history: History,
 }
 
 impl Comparison {
@@ -112,7 +117,14 @@ impl Comparison {
             held_bytes: 0,
             known: HashMap::new(),
             forget: VecDeque::new(),
+            history: History::default(),
         }
+    }
+
+    /// Takes a body of ours from before, of a change committed at `at`: it shows states that Flagsmith may still tell as previous
+    /// ones.
+    pub fn recall(&mut self, body: &[u8], at: Micros) {
+        self.history.note(&likeness::read(body), at);
     }
 
     /// flagpost would have sent this.
@@ -120,14 +132,15 @@ impl Comparison {
         if expected.event.commit_time.plus(CATCHING_UP) < now {
             self.catching_up_until = now.plus(self.limits.grace);
         }
-        let digest = likeness::digest(&expected.body);
+        let (digest, body) = (likeness::digest(&expected.body), likeness::read(&expected.body));
+        self.history.note(&body, expected.event.commit_time);
         let equal = self.requests.iter().position(|r| r.digest == digest && r.item.target == expected.target);
         if let Some(request) = equal.and_then(|at| self.requests.remove(at)) {
             self.held_bytes -= request.item.body.len();
             return vec![self.pair(expected, digest, &request.item, now)];
         }
         self.held_bytes += expected.body.len();
-        let likeness = likeness::likeness(&likeness::read(&expected.body));
+        let likeness = likeness::likeness(&body);
         let deadline = now.plus(self.limits.grace);
         self.events.push_back(Held { item: expected, digest, likeness, deadline });
         self.shed()
@@ -250,7 +263,7 @@ impl Comparison {
         if item.event.commit_time < self.limits.since {
             return unjudged_event(&item);
         }
-        let explained = likeness::explain_missing(&ours, &item.event.action);
+        let explained = explain::missing(&ours, &item.event.action, item.is_versioned);
         self.remember((item.target, digest), item.endpoint, item.event.clone(), false, now);
         Finding {
             class: Class::Missing,
@@ -262,8 +275,10 @@ impl Comparison {
     fn differs(&mut self, event: Held<Expected>, theirs: &Json, digest: Digest, now: Micros) -> Finding {
         let Held { item, .. } = event;
         let ours = likeness::read(&item.body);
-        let mut paths = likeness::differences(&ours, theirs);
-        let explained = likeness::explain_difference(&ours, theirs, &paths);
+        let differences = likeness::differences(&ours, theirs);
+        let at = item.event.commit_time;
+        let explained = explain::difference(&ours, theirs, &differences, &self.history, at);
+        let mut paths = likeness::paths(&differences);
         if paths.is_empty() {
             paths.push("(spelling)".into());
         }

@@ -52,7 +52,10 @@ fn play(steps: &[Step]) -> (Vec<Finding>, usize, usize) {
                 events += 1;
                 let event = EventFacts { id: number.to_string(), action: String::new(), commit_time: now };
                 let (endpoint, target) = (EndpointKey::Environment(1), "/hook".to_owned());
-                comparison.expected(Expected { endpoint, target, event, body: body(*flag, *from) }, now)
+                comparison.expected(
+                    Expected { endpoint, target, event, body: body(*flag, *from), is_versioned: false },
+                    now,
+                )
             }
             Step::Request(flag, from) => {
                 requests += 1;

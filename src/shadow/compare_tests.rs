@@ -41,7 +41,13 @@ fn expected(body: &Json, commit: f64) -> Expected {
         action: "updated;scope=default".into(),
         commit_time: at(commit),
     };
-    Expected { endpoint: ENDPOINT, target: "/hook".into(), event, body: body.to_string().into_bytes() }
+    Expected {
+        endpoint: ENDPOINT,
+        target: "/hook".into(),
+        event,
+        body: body.to_string().into_bytes(),
+        is_versioned: false,
+    }
 }
 
 fn received(body: &Json, seconds: f64) -> Received {
@@ -116,17 +122,37 @@ fn what_comes_late_is_late_and_what_comes_after_the_grace_was_missing() {
     assert_eq!(classes(&comparison.tick(at(200.0))), [Class::Doubled]);
 }
 
-#[test]
-fn an_older_previous_state_is_a_difference_that_is_explained() {
-    let mut comparison = comparison();
+/// Flagsmith's previous state has this value where ours has another; what the difference came to.
+fn with_previous(comparison: &mut Comparison, value: &str) -> Finding {
     comparison.expected(expected(&toggle(), 100.0), at(100.1));
-    let theirs = updated(&state(true, "a"), &state(false, "old"), "kim@example.com");
+    let theirs = updated(&state(true, "a"), &state(false, value), "kim@example.com");
     comparison.received(received(&theirs, 101.0), at(101.0));
     comparison.received(received(&theirs, 101.1), at(101.1));
     let judged = comparison.tick(at(140.0));
     assert_eq!(classes(&judged), [Class::Differs, Class::Doubled]);
     assert_eq!(judged[0].paths, ["data.previous_state.feature_state_value"]);
-    assert!(judged[0].explained.is_some());
+    judged[0].clone()
+}
+
+#[test]
+fn a_previous_state_is_explained_by_earlier_states_that_are_known_and_by_nothing_else() {
+    let old = updated(&state(true, "new"), &state(true, "old"), "kim@example.com").to_string();
+    let mut known = comparison();
+    known.recall(old.as_bytes(), at(50.0));
+    // The value of one earlier state with the rest of another: Flagsmith mixes them.
+    assert!(with_previous(&mut known, "old").explained.is_some());
+    for (value, recalled_at) in [("never", 50.0), ("new", 100.0), ("new", 120.0)] {
+        let mut comparison = comparison();
+        comparison.recall(old.as_bytes(), at(recalled_at));
+        assert_eq!(with_previous(&mut comparison, value).explained, None, "{value} at {recalled_at}");
+    }
+    assert_eq!(with_previous(&mut comparison(), "old").explained, None, "nothing is known");
+
+    let mut other = state(true, "old");
+    other["environment"]["id"] = 2.into();
+    let mut comparison = comparison();
+    comparison.recall(updated(&other, &other, "kim@example.com").to_string().as_bytes(), at(50.0));
+    assert_eq!(with_previous(&mut comparison, "old").explained, None, "another environment's");
 }
 
 #[test]
@@ -145,9 +171,14 @@ fn another_author_is_a_difference_that_nothing_explains_but_at_a_deletion() {
         json!({ "event_type": "FLAG_DELETED",
                 "data": { "new_state": null, "previous_state": state(true, "a"), "changed_by": by, "timestamp": time } })
     };
-    comparison.expected(expected(&gone("kim", "2026-01-01T00:00:05Z"), 150.0), at(150.1));
-    comparison.received(received(&gone("lee", "2026-01-01T00:00:01Z"), 151.0), at(151.0));
-    assert!(comparison.tick(at(190.0))[0].explained.unwrap().contains("deletion"));
+    let mut explained = |time: &str| {
+        comparison.expected(expected(&gone("kim", "2026-01-01T00:00:05.5Z"), 150.0), at(150.1));
+        comparison.received(received(&gone("lee", time), 151.0), at(151.0));
+        comparison.tick(at(190.0))[0].explained
+    };
+    assert!(explained("2026-01-01T00:00:05Z").unwrap().contains("deletion"));
+    assert_eq!(explained("2026-01-01T00:00:06Z"), None, "no last edit is after the deletion");
+    assert_eq!(explained("no time"), None);
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! What two bodies of the format `current` have in common, where they part, and whether SEMANTICS.md §6 explains it.
+//! What two bodies of the format `current` have in common, and where they part.
 //!
 //! Pure. Bodies are read as JSON from anybody: nothing in here trusts them, and values of theirs are never shown, only where
 //! they are.
@@ -9,6 +9,8 @@ use sha2::{Digest as _, Sha256};
 /// Of a body, or of what makes two bodies alike.
 pub(super) type Digest = [u8; 32];
 
+/// Differences that are looked for: two bodies with so many have nothing to do with each other.
+pub(super) const DIFFERENCES: usize = 200;
 /// Paths that are told of one difference: more of them say no more.
 const PATHS: usize = 12;
 /// A path is cut here: keys come from outside.
@@ -17,9 +19,6 @@ const PATH_CHARS: usize = 120;
 const NAME_CHARS: usize = 80;
 
 const KINDS: [&str; 4] = ["FLAG_UPDATED", "FLAG_DELETED", "NEW_VERSION_PUBLISHED", "AUDIT_LOG_CREATED"];
-
-const OLDER_PREVIOUS: &str = "only previous_state differs: Flagsmith often tells an older one";
-const LAST_EDIT: &str = "Flagsmith tells a deletion with user and time of the last edit";
 
 /// What a body is about, for people.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -49,13 +48,13 @@ pub(super) fn about(body: &Json) -> About {
     About { kind: kind(body), feature: part("feature").map(cut), environment: part("environment").map(cut) }
 }
 
-fn kind(body: &Json) -> Option<&'static str> {
+pub(super) fn kind(body: &Json) -> Option<&'static str> {
     let found = body.get("event_type")?.as_str()?;
     KINDS.into_iter().find(|kind| *kind == found)
 }
 
 /// The new state, or the previous one where there is no new one.
-fn state(data: &Json) -> Option<&Json> {
+pub(super) fn state(data: &Json) -> Option<&Json> {
     let state = |name| data.get(name).filter(|state| state.is_object());
     state("new_state").or_else(|| state("previous_state"))
 }
@@ -66,96 +65,83 @@ pub(super) fn likeness(body: &Json) -> Option<Digest> {
     let what = match kind {
         "AUDIT_LOG_CREATED" => data.get("id")?.to_string(),
         "NEW_VERSION_PUBLISHED" => data.get("uuid")?.to_string(),
-        _ => {
-            let of = state(data)?;
-            let at = |path: &str| of.pointer(path).unwrap_or(&Json::Null);
-            format!(
-                "{}/{}/{}/{}/{}",
-                at("/feature/id"),
-                at("/environment/id"),
-                at("/identity"),
-                at("/feature_segment/segment/id"),
-                data.get("new_state").unwrap_or(&Json::Null)
-            )
-        }
+        _ => format!("{}/{}", flag(state(data)?), data.get("new_state").unwrap_or(&Json::Null)),
     };
     Some(digest(format!("{kind} {what}").as_bytes()))
 }
 
-/// Where two bodies part: paths such as `data.previous_state.enabled`, in order, the first few.
-pub(super) fn differences(ours: &Json, theirs: &Json) -> Vec<String> {
-    let mut paths = Vec::new();
-    collect(ours, theirs, String::new(), &mut paths);
-    paths
+/// Whether a body tells of a flag.
+pub(super) fn is_flag(body: &Json) -> bool {
+    kind(body).is_some_and(|kind| kind.starts_with("FLAG_"))
 }
 
-fn collect(ours: &Json, theirs: &Json, path: String, paths: &mut Vec<String>) {
-    if ours == theirs || paths.len() >= PATHS {
+/// Which flag value a state is of: feature, environment, identity, segment.
+pub(super) fn flag(state: &Json) -> String {
+    let at = |path: &str| state.pointer(path).unwrap_or(&Json::Null);
+    format!(
+        "{}/{}/{}/{}",
+        at("/feature/id"),
+        at("/environment/id"),
+        at("/identity"),
+        at("/feature_segment/segment/id")
+    )
+}
+
+/// A place at which two bodies part.
+#[derive(Debug)]
+pub(super) struct Difference<'a> {
+    /// Such as `data.previous_state.enabled`.
+    pub(super) path: String,
+    /// What the second has there.
+    pub(super) theirs: Option<&'a Json>,
+}
+
+/// Where two bodies part, in order, the first `DIFFERENCES`.
+pub(super) fn differences<'a>(ours: &Json, theirs: &'a Json) -> Vec<Difference<'a>> {
+    let mut all = Vec::new();
+    collect(ours, theirs, String::new(), &mut all);
+    all
+}
+
+/// The first few places, to be shown.
+pub(super) fn paths(differences: &[Difference<'_>]) -> Vec<String> {
+    let cut = |difference: &Difference<'_>| difference.path.chars().take(PATH_CHARS).collect();
+    differences.iter().take(PATHS).map(cut).collect()
+}
+
+/// The path of a field.
+pub(super) fn below(path: &str, key: &str) -> String {
+    if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") }
+}
+
+fn collect<'a>(ours: &Json, theirs: &'a Json, path: String, all: &mut Vec<Difference<'a>>) {
+    if ours == theirs || all.len() >= DIFFERENCES {
         return;
     }
     match (ours, theirs) {
         (Json::Object(a), Json::Object(b)) => {
             for key in a.keys().chain(b.keys().filter(|key| !a.contains_key(*key))) {
-                let below = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
-                collect_part(a.get(key), b.get(key), below, paths);
+                collect_part(a.get(key), b.get(key), below(&path, key), all);
             }
         }
         (Json::Array(a), Json::Array(b)) => {
             for index in 0..a.len().max(b.len()) {
-                collect_part(a.get(index), b.get(index), format!("{path}[{index}]"), paths);
+                collect_part(a.get(index), b.get(index), format!("{path}[{index}]"), all);
             }
         }
-        _ => note(&path, paths),
+        _ => all.push(Difference { path, theirs: Some(theirs) }),
     }
 }
 
-fn collect_part(ours: Option<&Json>, theirs: Option<&Json>, path: String, paths: &mut Vec<String>) {
+fn collect_part<'a>(
+    ours: Option<&Json>,
+    theirs: Option<&'a Json>,
+    path: String,
+    all: &mut Vec<Difference<'a>>,
+) {
     match (ours, theirs) {
-        (Some(a), Some(b)) => collect(a, b, path, paths),
-        _ => note(&path, paths),
+        (Some(a), Some(b)) => collect(a, b, path, all),
+        _ if all.len() < DIFFERENCES => all.push(Difference { path, theirs }),
+        _ => {}
     }
-}
-
-fn note(path: &str, paths: &mut Vec<String>) {
-    if paths.len() < PATHS {
-        paths.push(path.chars().take(PATH_CHARS).collect());
-    }
-}
-
-/// Why Flagsmith's body differs, where SEMANTICS.md §6 says so.
-pub(super) fn explain_difference(ours: &Json, theirs: &Json, paths: &[String]) -> Option<&'static str> {
-    let is_previous = |path: &String| path.starts_with("data.previous_state");
-    if paths.is_empty() {
-        return None;
-    }
-    if paths.iter().all(is_previous) {
-        return Some(OLDER_PREVIOUS);
-    }
-    let is_author = |path: &String| path == "data.changed_by" || path == "data.timestamp";
-    let time = |body: &Json| body.pointer("/data/timestamp").and_then(Json::as_str).map(str::to_owned);
-    let is_deletion = kind(ours) == Some("FLAG_DELETED") && time(theirs) <= time(ours);
-    let is_explained = is_deletion && paths.iter().all(|path| is_previous(path) || is_author(path));
-    is_explained.then_some(LAST_EDIT)
-}
-
-/// Why Flagsmith sends nothing, where SEMANTICS.md §6 says so.
-pub(super) fn explain_missing(ours: &Json, action: &str) -> Option<&'static str> {
-    let data = ours.get("data")?;
-    let (new, previous) = ("new_state", "previous_state");
-    let count = |name| data.get(name)?.get("multivariate_feature_state_values")?.as_array().map(Vec::len);
-    let priority = |name| data.get(name)?.get("feature_segment")?.get("priority").cloned();
-    let kind = kind(ours)?;
-    let has_both = kind == "FLAG_UPDATED" && data.get(previous).is_some();
-    // Before the author: what Flagsmith tells nobody of has none on record.
-    if has_both && priority(new) != priority(previous) {
-        return Some("priority changed: Flagsmith writes its audit log only");
-    }
-    if has_both && count(new) != count(previous) {
-        return Some("variant added or removed: Flagsmith writes its audit log only");
-    }
-    if kind == "FLAG_DELETED" && !action.ends_with("scope=default") {
-        return Some("override removed: Flagsmith sends nothing (its issue 6241)");
-    }
-    let is_by_sql = data.get("changed_by").and_then(Json::as_str) == Some("");
-    is_by_sql.then_some("changed by SQL: Flagsmith sends nothing")
 }

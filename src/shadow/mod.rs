@@ -3,7 +3,8 @@
 //!
 //! It takes the dispatcher's place: events come from the ledger, endpoint by endpoint. They are on record as shadowed from the
 //! moment they are written ([`Purpose::Shadow`]), so nothing piles up, and `flagpost run` on the same ledger never sends them,
-//! not even after a crash. Invariants: no outgoing connection but to the database; nothing secret is told; what Flagsmith waits
+//! not even after a crash, and not even if they had not settled ([`crate::capture::turn`]). What `run` had read before is still
+//! owed: it waits in the ledger for the next `run`, and that is told at the start. Invariants: no outgoing connection but to the database; nothing secret is told; what Flagsmith waits
 //! for (the listener's answer) waits for nothing.
 //!
 //! [`compare`] holds the rules, [`finding`] the reports; both are pure.
@@ -13,19 +14,25 @@ pub mod compare;
 mod compare_properties;
 #[cfg(test)]
 mod compare_tests;
+mod explain;
 pub mod finding;
+mod history;
 mod likeness;
 mod listener;
+#[cfg(test)]
+mod listener_tests;
+mod notice;
 mod place;
 
 pub use likeness::About;
+pub use place::Origin;
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde_json::json;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -34,17 +41,20 @@ use crate::change::Micros;
 use crate::config::Config;
 use crate::daemon::{self, Outlet};
 use crate::error::Result;
-use crate::event::{EndpointKey, Format, Formats};
+use crate::event::EndpointKey;
 use crate::ledger::{Due, Newsstand, Purpose, Reader};
 use compare::{Comparison, Expected, Limits, Received};
 use finding::{Class, EventFacts, Finding, Tally};
 use listener::{Heard, Listener};
-use place::Places;
+use notice::{Circumstances, Start};
+use place::{Here, Places};
 
 /// Events read from the ledger at once.
 const BATCH: usize = 256;
-/// A request to an unknown path has the endpoints read again, this often at the most.
+/// A request to an unknown path, or with a wrong signature, has the endpoints read again, this often at the most.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
+/// Events of before that are read at the start for the states that they tell of.
+const RECALLED: usize = 5_000;
 /// Sleep while nothing waits to be judged.
 const IDLE: Duration = Duration::from_secs(3600);
 
@@ -53,6 +63,8 @@ const IDLE: Duration = Duration::from_secs(3600);
 pub struct Options {
     /// Where Flagsmith's webhooks come in.
     pub listen: SocketAddr,
+    /// Which URLs mean that address; if none are given, plain HTTP to its port at `localhost` and its own addresses.
+    pub said: Vec<Origin>,
     /// How long something equal is waited for.
     pub grace: Duration,
     /// Later after the commit is late.
@@ -68,15 +80,14 @@ pub async fn run<T>(config: &Config, options: &Options, tell: T) -> Result<()>
 where
     T: Fn(&str) + Clone + Send + 'static,
 {
-    let listener = Listener::bind(options.listen).await?;
+    let listener = Listener::bind(options.listen, listener::Limits::default()).await?;
     let addr = listener.addr;
-    // What Flagsmith sends can only be compared in its own format.
-    let formats = Formats { default: Format::Current, by_url: Vec::new() };
-    // Of the configuration's own endpoints Flagsmith knows nothing.
-    let config = Config { formats, subscriptions: Vec::new(), ..config.clone() };
     let (give_back, given_back) = oneshot::channel();
+    let start = Cell::new(Start::default());
     let consume = |outlet: Outlet, stop| {
+        let waiting = outlet.reader.waiting()?;
         let mut shadow = Shadow::new(outlet, listener, options, tell.clone())?;
+        start.set(Start { waiting, pointing: shadow.places.pointing() });
         Ok(async move {
             let watched = shadow.watch(stop).await;
             // Nobody waits for it when the daemon has failed to start.
@@ -85,13 +96,14 @@ where
         })
     };
     let ready = |summary: &str| {
+        let start = start.get();
         if options.json {
-            tell(&json!({ "type": "ready", "listen": addr.to_string(), "summary": summary }).to_string());
+            tell(&start.json(summary, addr).to_string());
         } else {
-            tell(&format!("{summary}, nothing is sent; listening for Flagsmith on {addr}"));
+            start.text(summary, addr).iter().for_each(|line| tell(line));
         }
     };
-    let ended = daemon::run_with(&config, Purpose::Shadow, consume, ready).await;
+    let ended = daemon::run_with(config, Purpose::Shadow, consume, ready).await;
     // Only now is everything in the ledger that was captured.
     if let Ok(mut shadow) = given_back.await {
         shadow.finish()?;
@@ -120,8 +132,10 @@ impl<T: Fn(&str) + Send> Shadow<T> {
         // No outcome is ever written: the writer need not wait for us.
         let Outlet { reader, newsstand, writes: _ } = outlet;
         let limits = Limits { grace: options.grace, late: options.late, since: Micros::now() };
-        let mut places = Places::new(listener.addr);
-        places.update(reader.endpoints()?);
+        let mut comparison = Comparison::new(limits);
+        reader.recall(RECALLED, |body, at| comparison.recall(body, at))?;
+        let mut places = Places::new(Here::new(listener.addr, options.said.clone()), options.grace);
+        places.update(reader.endpoints()?, Micros::now());
         Ok(Shadow {
             first: reader.last_event()?,
             reader,
@@ -129,7 +143,7 @@ impl<T: Fn(&str) + Send> Shadow<T> {
             listener,
             places,
             places_read: Instant::now(),
-            comparison: Comparison::new(limits),
+            comparison,
             tally: Tally::default(),
             read: HashMap::new(),
             report: options.report,
@@ -186,7 +200,7 @@ impl<T: Fn(&str) + Send> Shadow<T> {
     }
 
     fn update_places(&mut self) -> Result<()> {
-        self.places.update(self.reader.endpoints()?);
+        self.places.update(self.reader.endpoints()?, Micros::now());
         self.places_read = Instant::now();
         Ok(())
     }
@@ -198,31 +212,36 @@ impl<T: Fn(&str) + Send> Shadow<T> {
             let Some(last) = events.last().map(|due| due.event) else { return Ok(()) };
             self.read.insert(endpoint, last);
             for due in events {
-                self.take_event(due);
+                self.take_event(due)?;
             }
         }
     }
 
-    fn take_event(&mut self, due: Due) {
+    fn take_event(&mut self, due: Due) -> Result<()> {
+        let is_versioned = match due.environment {
+            Some(environment) => self.reader.is_versioned(environment)?,
+            None => false,
+        };
         let event = EventFacts { id: due.event_id, action: due.action, commit_time: due.commit_time };
         let findings = match self.places.target(due.endpoint) {
             Some(target) => {
                 let (target, body) = (target.to_owned(), due.body.into_bytes());
-                let expected = Expected { endpoint: due.endpoint, target, event, body };
+                let expected = Expected { endpoint: due.endpoint, target, event, body, is_versioned };
                 self.comparison.expected(expected, Micros::now())
             }
             None => vec![Finding { event: Some(event), ..Finding::of(Class::Elsewhere, Some(due.endpoint)) }],
         };
         self.tell_findings(findings);
+        Ok(())
     }
 
     fn take_request(&mut self, heard: Heard) -> Result<()> {
-        let mut endpoint = self.places.endpoint(&heard.target);
-        if endpoint.is_none() && self.places_read.elapsed() >= LOOK_AGAIN {
+        let (mut endpoint, mut is_signed) = self.judge_sender(&heard);
+        if (endpoint.is_none() || !is_signed) && self.places_read.elapsed() >= LOOK_AGAIN {
             self.update_places()?;
-            endpoint = self.places.endpoint(&heard.target);
+            (endpoint, is_signed) = self.judge_sender(&heard);
         }
-        let findings = if self.places.is_signed(&heard.target, heard.signature.as_deref(), &heard.body) {
+        let findings = if is_signed {
             let Heard { target, body, at, .. } = heard;
             self.comparison.received(Received { target, endpoint, body, at }, Micros::now())
         } else {
@@ -231,6 +250,12 @@ impl<T: Fn(&str) + Send> Shadow<T> {
         };
         self.tell_findings(findings);
         Ok(())
+    }
+
+    /// To which endpoint a request was made, and whether it is signed as that asks.
+    fn judge_sender(&self, heard: &Heard) -> (Option<EndpointKey>, bool) {
+        let Heard { target, signature, body, at, .. } = heard;
+        (self.places.endpoint(target, *at), self.places.is_signed(target, signature.as_deref(), body, *at))
     }
 
     fn tell_findings(&mut self, findings: Vec<Finding>) {
@@ -244,19 +269,13 @@ impl<T: Fn(&str) + Send> Shadow<T> {
     }
 
     fn tell_summary(&self) {
-        let lost = self.listener.lost();
+        let circumstances = Circumstances { lost: self.listener.lost(), pointing: self.places.pointing() };
         if self.json {
             let mut summary = self.tally.json();
-            if let Some(fields) = summary.as_object_mut() {
-                fields.insert("lost_requests".into(), lost.into());
-            }
+            circumstances.add_to(&mut summary);
             return (self.tell)(&summary.to_string());
         }
         (self.tell)(&self.tally.text());
-        if lost > 0 {
-            (self.tell)(&format!(
-                "{lost} requests were not compared (too large, too slow, too many at once): something may look missing for that"
-            ));
-        }
+        circumstances.text(self.listener.addr).iter().for_each(|line| (self.tell)(line));
     }
 }

@@ -193,6 +193,11 @@ impl Daemon {
         self.0.stderr.text()
     }
 
+    /// The last lines that it wrote to standard output.
+    pub(crate) fn stdout(&self) -> String {
+        self.0.stdout.text()
+    }
+
     /// Kills it, as a crash would.
     pub(crate) fn kill(mut self) {
         self.0.kill();
@@ -200,8 +205,17 @@ impl Daemon {
 
     /// Tells it to stop and waits for its end.
     pub(crate) async fn terminate(self) -> Output {
+        self.signal(Signal::TERM).await
+    }
+
+    /// The same as Ctrl-C does it.
+    pub(crate) async fn interrupt(self) -> Output {
+        self.signal(Signal::INT).await
+    }
+
+    async fn signal(self, signal: Signal) -> Output {
         let pid = Pid::from_raw(self.pid().cast_signed()).unwrap();
-        kill_process(pid, Signal::TERM).unwrap();
+        kill_process(pid, signal).unwrap();
         self.0.ended(LONG).await
     }
 
