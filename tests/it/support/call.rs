@@ -18,6 +18,7 @@ pub(crate) fn endpoint(url: &str, secret: &str) -> Endpoint {
 /// A delivery to it.
 pub(crate) fn due(body: &str) -> Due {
     Due {
+        environment: None,
         endpoint: EndpointKey::Environment(1),
         event: 1,
         event_id: EVENT.into(),
