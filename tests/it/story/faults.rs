@@ -9,11 +9,13 @@ use flagpost::schema::{
 use super::clicks::Action;
 use super::database::{Database, Record, record, row, time};
 use super::play::{Daemon, Told};
+use super::schedule::Start;
 use super::telling::{BEGIN, Click, Story, beginning};
 use super::{restarted, same};
 
 fn click(action: Action) -> Click {
-    Click { action, user: 1, at_once: false, interleaves: false, wait: 0, gaps: [0; 3] }
+    let (start, clock) = (Start::Any, 0);
+    Click { action, user: 1, at_once: false, interleaves: false, wait: 0, gaps: [0; 3], start, clock }
 }
 
 fn insert(table: Table, record: &Record) -> RowChange {
@@ -54,7 +56,8 @@ fn state(id: i64, set: &[(usize, String)]) -> Record {
 /// environment's transaction and its states' the engine takes them for new flags.
 #[test]
 fn a_restart_in_the_middle_of_the_birth_of_an_environment_tells_nothing() {
-    let story = Story::tell(&[click(Action::CreateEnvironment { project: 0, enabled: false })]);
+    let story =
+        Story::tell(&[click(Action::CreateEnvironment { project: 0, enabled: false, is_versioned: false })]);
     assert!(story.beats.len() > 1, "the environment is born in several transactions");
     let uninterrupted = restarted(&story, |_| false);
     assert_eq!(actions(&uninterrupted), [""; 0]);
