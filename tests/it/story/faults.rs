@@ -2,16 +2,18 @@
 
 use flagpost::change::{Field, Key, Lsn, Micros, Op, Row, RowChange, Transaction};
 use flagpost::schema::{
-    Table, change_request, environment, feature, feature_segment, feature_state, mv_value, state_history,
-    state_value,
+    Table, change_request, environment, feature, feature_segment, feature_state, feature_version, mv_value,
+    state_history, state_value,
 };
 
 use super::clicks::Action;
 use super::database::{Database, Record, record, row, time};
+use super::desk::Content;
 use super::play::{Daemon, Told};
-use super::schedule::Start;
+use super::schedule::{Plan, Start};
 use super::telling::{BEGIN, Click, Story, beginning};
-use super::{restarted, same};
+use super::versions::{Edit, VersionAction};
+use super::{judged, restarted, same};
 
 fn click(action: Action) -> Click {
     let (start, clock) = (Start::Any, 0);
@@ -306,4 +308,19 @@ fn a_schedule_that_comes_late_is_told_at_once() {
     other[2].1 = "3".to_owned();
     let told = told_when_a_commit_comes_late(vec![insert(Table::FeatureState, &state(91, &other))]);
     assert_eq!(actions(&told), ["scheduled;scope=default", "scheduled;scope=default"]);
+}
+
+fn make(flag: u8, plan: Plan) -> Click {
+    let edit =
+        Edit { segment: None, toggle: true, content: None, percentage: None, drops: false, priority: None };
+    click(Action::Version(VersionAction::Make { flag, edit, plan, apart: false }))
+}
+
+/// SEMANTICS.md §5, Scheduled changes: nothing when written. The window of the writing ends at the very moment at which the version
+/// goes live: what has changed until then belongs to before.
+#[test]
+fn a_version_that_goes_live_when_the_window_of_its_writing_ends_is_told_once_as_scheduled() {
+    let story = Story::tell(&[make(0, Plan::Ahead(100))]);
+    assert_eq!(judged(&story), Ok(()));
+    assert_eq!(actions(&restarted(&story, |_| false)), ["scheduled;scope=default", "scheduled"]);
 }
