@@ -324,3 +324,33 @@ fn a_version_that_goes_live_when_the_window_of_its_writing_ends_is_told_once_as_
     assert_eq!(judged(&story), Ok(()));
     assert_eq!(actions(&restarted(&story, |_| false)), ["scheduled;scope=default", "scheduled"]);
 }
+
+/// SEMANTICS.md §5, Scheduled changes. While versioning is turned on, a scheduled state already has a version for its moment but does
+/// not belong to it yet. Both go live at once: the flag changes once.
+#[test]
+fn a_state_and_a_version_scheduled_for_one_moment_tell_of_a_flag_once() {
+    let moment = Micros(BEGIN + 60_000_000);
+    let request = record(
+        Table::ChangeRequest,
+        &[(change_request::ID, "1".to_owned()), (change_request::COMMITTED_AT, time(Micros(BEGIN)))],
+    );
+    let mut set = scheduled(moment).to_vec();
+    set.push((feature_state::ENABLED, "t".to_owned()));
+    let version = record(
+        Table::FeatureVersion,
+        &[
+            (feature_version::UUID, "u".to_owned()),
+            (feature_version::PUBLISHED_AT, time(Micros(BEGIN))),
+            (feature_version::LIVE_FROM, time(moment)),
+            (feature_version::FEATURE_ID, "1".to_owned()),
+            (feature_version::ENVIRONMENT_ID, "1".to_owned()),
+        ],
+    );
+    let all = vec![
+        insert(Table::ChangeRequest, &request),
+        insert(Table::FeatureState, &state(90, &set)),
+        insert(Table::FeatureVersion, &version),
+    ];
+    let told = told_of(&beginning(), 1_000, vec![all]);
+    assert_eq!(actions(&told), ["scheduled;scope=default"]);
+}
