@@ -354,3 +354,17 @@ fn a_state_and_a_version_scheduled_for_one_moment_tell_of_a_flag_once() {
     let told = told_of(&beginning(), 1_000, vec![all]);
     assert_eq!(actions(&told), ["scheduled;scope=default"]);
 }
+
+/// DESIGN.md, Settling: a replay groups the same way. A feature's options follow it in transactions of their own; a version published
+/// meanwhile supersedes the first one, whose states are touched all the same until the window ends.
+#[test]
+fn a_restart_forgets_a_superseded_version_no_sooner_than_its_window_ends() {
+    let content = Content::Int(0);
+    let mut create = click(Action::CreateFeature { project: 0, options: 1, content, enabled: false });
+    create.gaps = [30; 3];
+    let publish = Click { interleaves: true, ..make(2, Plan::Now) };
+    let story = Story::tell(&[create, publish]);
+    assert_eq!(story.beats.len(), 3, "the version is published before the option comes");
+    let uninterrupted = restarted(&story, |_| false);
+    assert_eq!(same(&uninterrupted, &restarted(&story, |_| true)), Ok(()));
+}
