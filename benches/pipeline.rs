@@ -1,7 +1,7 @@
 //! `make bench`: what the main job costs, on a real server, with the release binary. Each figure stands beside a floor that is
 //! measured in the same run, since these machines are noisy: compare ratios, not milliseconds.
 //!
-//! Numbers as arguments pick parts: `cargo bench --bench pipeline -- latency decode delivery memory`.
+//! Numbers as arguments pick parts: `cargo bench --bench pipeline -- latency decode delivery memory parked`.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 #![allow(dead_code, reason = "the tests' support is shared, and a bench needs only a part of it")]
@@ -274,28 +274,43 @@ async fn delivery() {
     let body = received[0].body.clone();
     receiver.clear();
 
-    // The floor: the same client library, as many calls in flight, no ledger, nothing to sign.
-    let http = reqwest::Client::builder().no_proxy().build().unwrap();
-    let url = receiver.url("/floor");
-    let start = Instant::now();
-    let mut tasks = tokio::task::JoinSet::new();
-    for _ in 0..16 {
-        let (http, url, body) = (http.clone(), url.clone(), body.clone());
-        tasks.spawn(async move {
-            for _ in 0..EVENTS / 16 {
-                http.post(&url).body(body.clone()).send().await.unwrap();
-            }
-        });
-    }
-    tasks.join_all().await;
-    let floor = f64::from(EVENTS) / start.elapsed().as_secs_f64();
+    // The floor: a raw HTTP client on as many connections, no ledger, nothing to sign.
+    let floor = raw_posts(receiver.addr(), &body, EVENTS).await;
     let rate = f64::from(EVENTS) / sending;
     println!(
-        "delivery: {rate:.0} webhooks/s with the durable ledger (capture of {EVENTS} events included: {:.0}/s)   raw POSTs {floor:.0}/s   ratio {:.2}",
+        "delivery: {rate:.0} webhooks/s with the durable ledger (capture of {EVENTS} events included: {:.0}/s)   raw hyper POSTs {floor:.0}/s   ratio {:.2}",
         f64::from(EVENTS) / whole,
         rate / floor
     );
     daemon.terminate().await.success();
+}
+
+/// POSTs a second of a bare hyper client on 16 connections.
+async fn raw_posts(addr: std::net::SocketAddr, body: &[u8], count: u32) -> f64 {
+    let start = Instant::now();
+    let mut tasks = tokio::task::JoinSet::new();
+    for _ in 0..16 {
+        let body = bytes::Bytes::copy_from_slice(body);
+        tasks.spawn(async move {
+            let stream = tokio::net::TcpStream::connect(addr).await.unwrap();
+            stream.set_nodelay(true).unwrap();
+            let io = hyper_util::rt::TokioIo::new(stream);
+            let (mut sender, connection) = hyper::client::conn::http1::handshake(io).await.unwrap();
+            tokio::spawn(connection);
+            for _ in 0..count / 16 {
+                let request = hyper::Request::post("/floor")
+                    .header("host", "127.0.0.1")
+                    .header("content-type", "application/json")
+                    .body(http_body_util::Full::new(body.clone()))
+                    .unwrap();
+                let response = sender.send_request(request).await.unwrap();
+                assert!(response.status().is_success());
+                http_body_util::BodyExt::collect(response.into_body()).await.unwrap();
+            }
+        });
+    }
+    tasks.join_all().await;
+    f64::from(count) / start.elapsed().as_secs_f64()
 }
 
 fn memory_of(daemon: &Daemon, key: &str) -> f64 {
@@ -358,6 +373,61 @@ async fn memory() {
     daemon.terminate().await.success();
 }
 
+/// A million deliveries that wait for twenty endpoints of which none answers.
+async fn parked() {
+    const EVENTS: u32 = 50_000;
+    const ENDPOINTS: u32 = 20;
+    let cluster = Cluster::start(cluster_options()).await.unwrap();
+    let mut receiver = Receiver::start(0).unwrap();
+    let client = scene(&cluster, &receiver, EVENTS).await;
+    client
+        .batch_execute(&format!(
+            "INSERT INTO environments_webhook SELECT (jsonb_populate_record(w, jsonb_build_object(
+                 'id', 100 + n, 'url', w.url || n))).*
+             FROM environments_webhook w, generate_series(2, {ENDPOINTS}) n"
+        ))
+        .await
+        .unwrap();
+    receiver.stop();
+    let installation = installation(&cluster, "0");
+    installation.run(&["setup"]).await.success();
+    let daemon = Daemon::start(&installation).await;
+    let start = Instant::now();
+    client
+        .batch_execute("UPDATE features_featurestate SET enabled = NOT enabled WHERE id > 1000")
+        .await
+        .unwrap();
+    let wanted = u64::from(EVENTS * ENDPOINTS);
+    let (pending, asked) = loop {
+        let asked = Instant::now();
+        let status = installation.run(&["status", "--json"]).await.json();
+        let endpoints = status["endpoints"].as_array().unwrap();
+        let pending: u64 = endpoints.iter().map(|e| e["pending"].as_u64().unwrap()).sum();
+        if pending >= wanted {
+            break (pending, asked.elapsed());
+        }
+        assert!(start.elapsed() < PATIENCE, "{pending} of {wanted}: {}", daemon.stderr());
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    };
+    println!(
+        "parked: {pending} deliveries for {ENDPOINTS} endpoints that are down, queued after {:.0} s: peak {:.1} MB, now {:.1} MB RSS; status answers in {:.1} s",
+        start.elapsed().as_secs_f64(),
+        memory_of(&daemon, "VmHWM"),
+        memory_of(&daemon, "VmRSS"),
+        asked.as_secs_f64()
+    );
+    let start = Instant::now();
+    receiver.restart().unwrap();
+    let first = 20_000;
+    receiver.wait_for(|all| all.len() >= first, PATIENCE).await.unwrap();
+    println!(
+        "parked: the endpoints are back: the first {first} arrived after {:.1} s, {:.1} MB RSS",
+        start.elapsed().as_secs_f64(),
+        memory_of(&daemon, "VmRSS")
+    );
+    daemon.terminate().await.success();
+}
+
 fn main() {
     let wanted: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
     let wants = |part: &str| wanted.is_empty() || wanted.iter().any(|w| w == part);
@@ -374,6 +444,9 @@ fn main() {
         }
         if wants("memory") {
             memory().await;
+        }
+        if wants("parked") {
+            parked().await;
         }
     });
 }

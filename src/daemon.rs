@@ -7,6 +7,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::Either;
 use tokio::runtime::Handle;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, Semaphore, mpsc, oneshot, watch};
@@ -21,8 +22,11 @@ use crate::config::Config;
 use crate::delivery::{Client, Dispatcher, Guard, Options};
 use crate::error::{Error, Kind, Result};
 use crate::event::Engine;
+use crate::housekeeping::Housekeeper;
 use crate::ledger::{Identity, Ledger, Newsstand, Purpose, Reader, Write};
 use crate::mirror::Mirror;
+use crate::notify::Notifier;
+use crate::room::Room;
 use crate::schema::Table;
 use crate::source::{
     BUDGET, Catalog, Channels, Coverage, Follow, Publication, QUEUE, Replication, Stream, connect, follow,
@@ -38,8 +42,27 @@ const WRITER_TELLS_WITHIN: Duration = Duration::from_millis(100);
 /// Runs until SIGTERM or SIGINT (then `Ok`), or until something is wrong that waiting does not mend. `ready` is called once,
 /// when the mirror is loaded and the stream is open.
 pub async fn run(config: &Config, ready: impl FnOnce(&str)) -> Result<()> {
-    let dispatch = |outlet: Outlet, stop| Ok(dispatcher(config, outlet)?.run(stop));
-    run_with(config, Purpose::Send, dispatch, ready).await
+    let stop = CancellationToken::new();
+    stop_on_signals(&stop)?;
+    let mut ready = Some(ready);
+    let mut room = Room::new(config);
+    loop {
+        let dispatch = |outlet: Outlet, stop| Ok(dispatcher(config, outlet)?.run(stop));
+        let ready = |summary: &str| {
+            if let Some(ready) = ready.take() {
+                ready(summary);
+            }
+        };
+        // A token of its own: what is still running when there is no room ends before it is begun again.
+        match run_until(config, Purpose::Send, dispatch, ready, stop.child_token()).await {
+            Err(error) if error.kind() == Kind::LedgerFull => {
+                if !room.wait(&error, &stop).await {
+                    return Ok(());
+                }
+            }
+            ended => return ended,
+        }
+    }
 }
 
 /// Where events come out: what a consumer reads them with.
@@ -65,6 +88,19 @@ where
 {
     let stop = CancellationToken::new();
     stop_on_signals(&stop)?;
+    run_until(config, purpose, consume, ready, stop).await
+}
+
+async fn run_until<C>(
+    config: &Config,
+    purpose: Purpose,
+    consume: impl FnOnce(Outlet, CancellationToken) -> Result<C>,
+    ready: impl FnOnce(&str),
+    stop: CancellationToken,
+) -> Result<()>
+where
+    C: Future<Output = Result<()>> + Send + 'static,
+{
     let prepared = tokio::select! {
         prepared = prepare(config) => prepared?,
         () = stop.cancelled() => return Ok(()),
@@ -187,6 +223,8 @@ struct Running {
     capture: oneshot::Receiver<Result<()>>,
     consumer: JoinHandle<Result<()>>,
     coverage: JoinHandle<Result<Coverage>>,
+    housekeeper: JoinHandle<Result<()>>,
+    notifier: JoinHandle<Result<()>>,
     positions: Positions,
     writer_ended: oneshot::Receiver<Result<()>>,
 }
@@ -196,6 +234,8 @@ fn dispatcher(config: &Config, outlet: Outlet) -> Result<Dispatcher> {
     let options = Options {
         max_in_flight: config.max_in_flight,
         schedule: config.schedule.clone(),
+        breaker: config.breaker,
+        secret_rotation: config.secret_rotation,
         ..Options::default()
     };
     let Outlet { reader, writes, newsstand } = outlet;
@@ -220,6 +260,8 @@ where
         .iter()
         .sum::<usize>();
     let reader = ledger.reader()?;
+    let housekeeping_reader = ledger.reader()?;
+    let notifier_reader = ledger.reader()?;
     let writer = ledger.start_writer(purpose)?;
     let (out, items) = mpsc::channel(QUEUE);
     // What is durable may be confirmed once the publication has been seen whole.
@@ -244,6 +286,15 @@ where
     // Deliveries go on while the stream is being read to its end; they stop when it has.
     let consumer = tokio::spawn(consume(outlet, stop.child_token())?);
     let recorder = writer.writes.clone();
+    let housekeeper = Housekeeper::new(
+        housekeeping_reader,
+        writer.writes.clone(),
+        config.retention,
+        config.schedule.max_age,
+        config.secret_rotation,
+    );
+    let housekeeper = tokio::spawn(housekeeper.run(stop.child_token()));
+    let notifier = Notifier::new(notifier_reader, writer.writes.clone(), config.notify.clone());
     let capture = Capture::new(
         engine,
         checkpoint,
@@ -253,6 +304,10 @@ where
         Rows::new(config.database.clone(), catalog, stop.clone()),
         config.formats.default,
     );
+    let notifier = tokio::spawn(match notifier {
+        Some(notifier) if purpose == Purpose::Send => Either::Left(notifier.run(stop.child_token())),
+        Some(_) | None => Either::Right(std::future::ready(Ok(()))),
+    });
     let capture = start_capture(capture)?;
     let summary = format!(
         "flagpost {} ready: reading {} from {checkpoint}, {endpoints} endpoints",
@@ -264,7 +319,18 @@ where
     let stop_reading = stop.clone();
     let stream = tokio::spawn(async move { follow(&what, channels, first, &stop_reading).await });
     let positions = Positions { durable, confirmable };
-    Ok(Running { summary, stop, stream, capture, consumer, coverage, positions, writer_ended: writer.ended })
+    Ok(Running {
+        summary,
+        stop,
+        stream,
+        capture,
+        consumer,
+        coverage,
+        housekeeper,
+        notifier,
+        positions,
+        writer_ended: writer.ended,
+    })
 }
 
 /// What is durable, and what of it may be confirmed.
@@ -345,15 +411,26 @@ impl Running {
             }),
             Some(error) => {
                 self.stop.cancel();
+                self.take_down().await;
                 Err(error)
             }
         }
     }
 
+    /// After a failure: what still runs ends on its own, calls in flight first; what does not is cut off.
+    async fn take_down(&mut self) {
+        let Running { stream, consumer, coverage, housekeeper, notifier, .. } = self;
+        end(consumer).await;
+        end(stream).await;
+        end(coverage).await;
+        end(housekeeper).await;
+        end(notifier).await;
+    }
+
     /// The error of the stage that failed. A stage that ends without one does so because its neighbour is gone, and the
     /// neighbour tells why.
     async fn failure(&mut self) -> Error {
-        let Running { stream, capture, consumer, coverage, writer_ended, .. } = self;
+        let Running { stream, capture, consumer, coverage, housekeeper, notifier, writer_ended, .. } = self;
         let mut writer = pin!(async { error_of(flatten(writer_ended.await, "the ledger's writer")).await });
         let error = tokio::select! {
             biased;
@@ -362,6 +439,8 @@ impl Running {
             error = async { error_of(stream.await.map_err(|e| panicked("the stream", &e)).flatten()).await } => error,
             error = async { error_of(flatten(capture.await, "the capture thread")).await } => error,
             error = async { error_of(consumer.await.map_err(|e| panicked("the dispatcher", &e)).flatten()).await } => error,
+            error = async { error_of(notifier.await.map_err(|e| panicked("the notifier", &e)).flatten()).await } => error,
+            error = async { error_of(housekeeper.await.map_err(|e| panicked("the housekeeper", &e)).flatten()).await } => error,
         };
         // Whoever writes to the ledger notices that its writer is gone a moment before the writer has told why.
         tokio::time::timeout(WRITER_TELLS_WITHIN, writer).await.unwrap_or(error)
@@ -371,6 +450,8 @@ impl Running {
         let stream = self.stream.await.map_err(|e| panicked("the stream", &e)).flatten()?;
         flatten(self.capture.await, "the capture thread")?;
         self.consumer.await.map_err(|e| panicked("the dispatcher", &e)).flatten()?;
+        self.notifier.await.map_err(|e| panicked("the notifier", &e)).flatten()?;
+        self.housekeeper.await.map_err(|e| panicked("the housekeeper", &e)).flatten()?;
         let mut coverage = self.coverage.await.map_err(|e| panicked("the coverage watch", &e)).flatten()?;
         // Every sender is gone: the writer commits what it has and ends.
         flatten(self.writer_ended.await, "the ledger's writer")?;
@@ -384,6 +465,12 @@ impl Running {
         }
         info!("stopped");
         Ok(())
+    }
+}
+
+async fn end<T>(task: &mut JoinHandle<T>) {
+    if !task.is_finished() && tokio::time::timeout(STOP_WITHIN, &mut *task).await.is_err() {
+        task.abort();
     }
 }
 

@@ -24,6 +24,8 @@ pub enum Kind {
     LedgerMismatch,
     /// The ledger file cannot be read or written.
     LedgerIo,
+    /// The ledger's disk is full.
+    LedgerFull,
     /// Everything else: a bug, or a message from the server that makes no sense.
     Internal,
 }
@@ -47,6 +49,7 @@ impl Kind {
             | Kind::SlotLost
             | Kind::LedgerMismatch
             | Kind::LedgerIo
+            | Kind::LedgerFull
             | Kind::Internal => Policy::Stop,
         }
     }
@@ -55,7 +58,7 @@ impl Kind {
     /// something, 4 needs an operator.
     pub fn exit_code(self) -> u8 {
         match self {
-            Kind::LedgerIo | Kind::Internal => 1,
+            Kind::LedgerIo | Kind::LedgerFull | Kind::Internal => 1,
             Kind::Config => 2,
             Kind::DatabaseRefuses | Kind::DatabaseUnreachable | Kind::SlotInUse => 3,
             Kind::SlotLost | Kind::LedgerMismatch => 4,

@@ -3,6 +3,7 @@
 //! Every key of the TOML file can be given as `FLAGPOST_SECTION_KEY`, which wins over the file. Secrets come from the URL,
 //! from `database.password_file`, or from systemd's credential `database-password`; they never show in `Debug` or errors.
 
+mod notices;
 mod raw;
 
 use std::collections::BTreeMap;
@@ -13,9 +14,11 @@ use std::time::Duration;
 use ipnet::IpNet;
 use secrecy::{ExposeSecret, SecretString};
 
-use crate::delivery::{Schedule, Timeouts};
+use crate::delivery::{BreakerPolicy, Schedule, Timeouts};
 use crate::error::{Error, Result};
 use crate::event::{Format, Formats, Settle};
+use crate::ledger::Retention;
+use crate::notify::Settings;
 use crate::source::{ConnInfo, Names};
 
 /// Where the file is looked for when `--config` names none.
@@ -52,6 +55,8 @@ pub struct Config {
     pub settle: Settle,
     /// Directory of the ledger.
     pub state_dir: PathBuf,
+    /// What of the ledger is kept, and how long.
+    pub retention: Retention,
     /// Which body an endpoint gets.
     pub formats: Formats,
     /// Whether a change of a feature's own metadata is an event.
@@ -64,6 +69,12 @@ pub struct Config {
     pub schedule: Schedule,
     /// Calls in flight to one endpoint.
     pub max_in_flight: usize,
+    /// When an endpoint's breaker opens, and how it probes.
+    pub breaker: BreakerPolicy,
+    /// How long a secret that was replaced signs as well.
+    pub secret_rotation: Duration,
+    /// Who is told of an endpoint's troubles.
+    pub notify: Settings,
     /// Address of metrics and status; `None` for `off`.
     pub ops_listen: Option<SocketAddr>,
     /// How log lines are written.
@@ -122,6 +133,10 @@ fn check(
             max: duration("source.settle_max", raw.source.settle_max, Duration::from_secs(1))?,
         },
         state_dir: state_dir(raw.state.dir, environment),
+        retention: Retention {
+            age: duration("state.retention", raw.state.retention, Retention::default().age)?,
+            max_bytes: bytes("state.max_size", raw.state.max_size, Retention::default().max_bytes)?,
+        },
         formats: formats(&raw.webhooks)?,
         metadata_events: raw.webhooks.feature_metadata_events.unwrap_or(false),
         allow: networks(&raw.network.allow)?,
@@ -134,6 +149,17 @@ fn check(
             max_age: duration("delivery.max_age", raw.delivery.max_age, defaults.1.max_age)?,
         },
         max_in_flight,
+        breaker: breaker(
+            raw.delivery.breaker_failures,
+            raw.delivery.breaker_after,
+            raw.delivery.breaker_probe,
+        )?,
+        secret_rotation: duration(
+            "delivery.secret_rotation",
+            raw.delivery.secret_rotation,
+            Duration::from_secs(24 * 3600),
+        )?,
+        notify: notices::check(raw.notify)?,
         ops_listen: listen(raw.ops.listen.as_deref())?,
         log_format: log_format(raw.log.format.as_deref())?,
         log_level: raw.log.level.unwrap_or_else(|| "info".into()),
@@ -221,6 +247,41 @@ fn waits(texts: &[String], default: Vec<Duration>) -> Result<Vec<Duration>> {
         return Ok(default);
     }
     texts.iter().map(|text| parse_duration("delivery.retry", text)).collect()
+}
+
+fn breaker(failures: Option<usize>, after: Option<String>, probe: Option<String>) -> Result<BreakerPolicy> {
+    let default = BreakerPolicy::default();
+    let longest_probe = duration("delivery.breaker_probe", probe, default.longest_probe)?;
+    if longest_probe.is_zero() {
+        return Err(Error::config(
+            "delivery.breaker_probe is 0: an endpoint that is down would be asked without a pause; use 1s or more, \
+             or turn breakers off with delivery.breaker_failures = 0",
+        ));
+    }
+    Ok(BreakerPolicy {
+        failures: failures.map_or(default.failures, |n| u32::try_from(n).unwrap_or(u32::MAX)),
+        sustained: duration("delivery.breaker_after", after, default.sustained)?,
+        first_probe: default.first_probe.min(longest_probe),
+        longest_probe,
+    })
+}
+
+/// A size: a number of bytes, or one with KiB, MiB or GiB.
+fn bytes(key: &str, text: Option<String>, default: u64) -> Result<u64> {
+    let Some(text) = text else { return Ok(default) };
+    let (number, unit) =
+        text.trim().split_at(text.trim().find(|c: char| !c.is_ascii_digit()).unwrap_or(text.trim().len()));
+    let shift = match unit.trim() {
+        "" => Some(0),
+        "KiB" => Some(10),
+        "MiB" => Some(20),
+        "GiB" => Some(30),
+        _ => None,
+    };
+    let factor = shift.map(|shift| 1_u64 << shift);
+    factor
+        .and_then(|factor| number.parse::<u64>().ok()?.checked_mul(factor))
+        .ok_or_else(|| Error::config(format!("{key} is {text:?}: write a size as 500MiB or 4GiB")))
 }
 
 fn listen(text: Option<&str>) -> Result<Option<SocketAddr>> {
@@ -325,6 +386,13 @@ mod tests {
             ("[network]\nallow = [\"everything\"]\n", "network.allow"),
             ("[ops]\nlisten = \"here\"\n", "ops.listen"),
             ("[delivery]\nmax_in_flight = 0\n", "max_in_flight"),
+            ("[delivery]\nbreaker_probe = \"0\"\n", "breaker_failures"),
+            ("[notify]\nsmtp = \"mail.example.com\"\nfrom = \"f@example.com\"\n", "notify.smtp"),
+            ("[notify]\nsmtp = \"smtp://mail.example.com\"\n", "notify.from"),
+            ("[notify]\nto = [\"ops@example.com\"]\n", "notify.smtp"),
+            ("[notify]\nwebhook = \"ftp://example.com\"\n", "notify.webhook"),
+            ("[state]\nmax_size = \"4 elephants\"\n", "state.max_size"),
+            ("[state]\nmax_size = \"99999999999GiB\"\n", "state.max_size"),
         ] {
             let error = load(toml, &[URL]).unwrap_err();
             assert_eq!(error.kind().exit_code(), 2);
@@ -352,9 +420,13 @@ mod tests {
         let known_keys = raw::KEYS.iter().copied().chain([("webhooks", "endpoint")]).collect();
         assert_eq!(shown_keys, known_keys);
         let password = tempfile::NamedTempFile::new().unwrap();
-        let shown =
-            load(&uncommented.replace("/etc/flagpost/password", password.path().to_str().unwrap()), &[])
-                .unwrap();
+        let shown = load(
+            &uncommented
+                .replace("/etc/flagpost/password", password.path().to_str().unwrap())
+                .replace("/etc/flagpost/smtp-password", password.path().to_str().unwrap()),
+            &[],
+        )
+        .unwrap();
         let default = load("", &[URL]).unwrap();
         assert_eq!((shown.mode, shown.settle), (default.mode, default.settle));
         assert_eq!(
@@ -366,6 +438,10 @@ mod tests {
             (default.metadata_events, default.ops_listen, default.log_format, &default.log_level)
         );
         assert_eq!((&shown.schedule, shown.max_in_flight), (&default.schedule, default.max_in_flight));
+        assert_eq!(
+            (shown.breaker, shown.secret_rotation, shown.retention, shown.notify.after),
+            (default.breaker, default.secret_rotation, default.retention, default.notify.after)
+        );
         assert_eq!((&shown.names, shown.formats.default), (&default.names, default.formats.default));
         assert_eq!(load(example, &[URL]).unwrap().names, default.names);
     }

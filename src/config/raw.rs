@@ -17,6 +17,7 @@ pub(super) struct Raw {
     pub(super) webhooks: Webhooks,
     pub(super) network: Network,
     pub(super) delivery: Delivery,
+    pub(super) notify: Notify,
     pub(super) ops: Ops,
     pub(super) log: Log,
 }
@@ -43,6 +44,8 @@ pub(super) struct Source {
 #[serde(deny_unknown_fields, default)]
 pub(super) struct State {
     pub(super) dir: Option<String>,
+    pub(super) retention: Option<String>,
+    pub(super) max_size: Option<String>,
 }
 
 #[derive(Default, Deserialize)]
@@ -78,6 +81,25 @@ pub(super) struct Delivery {
     pub(super) max_age: Option<String>,
     #[serde(deserialize_with = "number")]
     pub(super) max_in_flight: Option<usize>,
+    #[serde(deserialize_with = "number")]
+    pub(super) breaker_failures: Option<usize>,
+    pub(super) breaker_after: Option<String>,
+    pub(super) breaker_probe: Option<String>,
+    pub(super) secret_rotation: Option<String>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Notify {
+    pub(super) smtp: Option<SecretString>,
+    pub(super) smtp_password_file: Option<String>,
+    pub(super) from: Option<String>,
+    #[serde(deserialize_with = "list")]
+    pub(super) to: Vec<String>,
+    #[serde(deserialize_with = "boolean")]
+    pub(super) organisations: Option<bool>,
+    pub(super) webhook: Option<SecretString>,
+    pub(super) after: Option<String>,
 }
 
 #[derive(Default, Deserialize)]
@@ -104,6 +126,8 @@ pub(super) const KEYS: &[(&str, &str)] = &[
     ("source", "settle"),
     ("source", "settle_max"),
     ("state", "dir"),
+    ("state", "retention"),
+    ("state", "max_size"),
     ("webhooks", "format"),
     ("webhooks", "feature_metadata_events"),
     ("network", "allow"),
@@ -112,6 +136,17 @@ pub(super) const KEYS: &[(&str, &str)] = &[
     ("delivery", "retry"),
     ("delivery", "max_age"),
     ("delivery", "max_in_flight"),
+    ("delivery", "breaker_failures"),
+    ("delivery", "breaker_after"),
+    ("delivery", "breaker_probe"),
+    ("delivery", "secret_rotation"),
+    ("notify", "smtp"),
+    ("notify", "smtp_password_file"),
+    ("notify", "from"),
+    ("notify", "to"),
+    ("notify", "organisations"),
+    ("notify", "webhook"),
+    ("notify", "after"),
     ("ops", "listen"),
     ("log", "format"),
     ("log", "level"),

@@ -5,10 +5,11 @@ use std::error::Error as StdError;
 use std::time::Duration;
 
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
-use reqwest::header::{CONTENT_TYPE, HeaderName, HeaderValue, USER_AGENT};
+use reqwest::header::{CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER, USER_AGENT};
 use url::Url;
 
 use super::guard::{Guard, GuardedResolver};
+use super::retry::Reply;
 use super::sign::flagsmith_signature;
 use crate::error::{Error, Result};
 use crate::ledger::{Due, Endpoint};
@@ -23,6 +24,8 @@ pub const SEQUENCE: HeaderName = HeaderName::from_static("x-flagpost-sequence");
 pub const CHANGE_REQUEST_ID: HeaderName = HeaderName::from_static("x-flagpost-change-request-id");
 /// Its title, percent-encoded UTF-8 (RFC 3986 §2.1).
 pub const CHANGE_REQUEST_TITLE: HeaderName = HeaderName::from_static("x-flagpost-change-request-title");
+/// `true` where an operator asked for the delivery again (`flagpost replay`).
+pub const REPLAY: HeaderName = HeaderName::from_static("x-flagpost-replay");
 /// Flagsmith's own signature header.
 pub const SIGNATURE: HeaderName = HeaderName::from_static("x-flagsmith-signature");
 
@@ -51,11 +54,20 @@ pub struct Answer {
     pub status: Option<u16>,
     /// Why it is a failure; `None` for a 2xx.
     pub error: Option<String>,
+    /// The header `Retry-After`, as it came.
+    pub retry_after: Option<String>,
+    /// The beginning of the answer's body, for the operator.
+    pub excerpt: Option<String>,
 }
 
 impl Answer {
     fn failed(error: impl Into<String>) -> Answer {
-        Answer { status: None, error: Some(error.into()) }
+        Answer { status: None, error: Some(error.into()), retry_after: None, excerpt: None }
+    }
+
+    /// What decides about the next attempt.
+    pub(super) fn reply(&self) -> Reply<'_> {
+        Reply { status: self.status, retry_after: self.retry_after.as_deref() }
     }
 }
 
@@ -105,6 +117,9 @@ impl Client {
             .header(EVENT_ID, &due.event_id)
             .header(ACTION, &due.action)
             .header(SEQUENCE, due.sequence);
+        if due.replay {
+            request = request.header(REPLAY, "true");
+        }
         if let Some((id, title)) = &due.change_request {
             let title = utf8_percent_encode(title, NON_ALPHANUMERIC).to_string();
             request = request.header(CHANGE_REQUEST_ID, *id).header(CHANGE_REQUEST_TITLE, title);
@@ -123,6 +138,7 @@ impl Client {
 
 async fn judge(mut response: reqwest::Response) -> Answer {
     let status = response.status();
+    let retry_after = response.headers().get(RETRY_AFTER).and_then(|v| v.to_str().ok()).map(str::to_owned);
     // The verdict is the status line's; the body is read only to use the connection again.
     let mut read = 0;
     while let Ok(Some(chunk)) = response.chunk().await {
@@ -138,7 +154,7 @@ async fn judge(mut response: reqwest::Response) -> Answer {
     } else {
         Some(format!("HTTP {}", status.as_u16()))
     };
-    Answer { status: Some(status.as_u16()), error }
+    Answer { status: Some(status.as_u16()), error, retry_after, excerpt: None }
 }
 
 /// An error with its causes: reqwest's own text is only "error sending request".

@@ -3,14 +3,19 @@
 //! One lane per endpoint, with its own limit of calls in flight: an endpoint that is slow or dead delays no other. Order
 //! within a flag is the ledger's: only the first pending delivery of a flag is ever due. The dispatcher keeps in memory
 //! what is in flight and a few bodies ahead, however much is queued. It knows neither flags nor PostgreSQL.
+//!
+//! What follows an attempt is decided by pure functions of the history, the answer and the clock: `retry` for the delivery,
+//! `breaker` and `pace` for the lane.
 
+mod breaker;
 mod client;
 mod guard;
 mod lane;
+mod pace;
 mod retry;
 mod sign;
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -22,16 +27,25 @@ use tracing::{info, warn};
 use crate::change::Micros;
 use crate::error::{Error, Result};
 use crate::event::EndpointKey;
-use crate::ledger::{Due, Endpoint, Newsstand, Outcome, Reader, Verdict, Write};
+use crate::ledger::{BreakerState, Due, Endpoint, Newsstand, Outcome, Pause, Reader, Verdict, Write};
 
+pub use breaker::{BreakerPolicy, Passage, passage};
 pub use client::{
-    ACTION, Answer, CHANGE_REQUEST_ID, CHANGE_REQUEST_TITLE, Client, EVENT_ID, SEQUENCE, SIGNATURE, Timeouts,
+    ACTION, Answer, CHANGE_REQUEST_ID, CHANGE_REQUEST_TITLE, Client, EVENT_ID, REPLAY, SEQUENCE, SIGNATURE,
+    Timeouts,
 };
 pub use guard::{Guard, Refused};
-pub use retry::Schedule;
+pub use retry::{History, Reply, Schedule};
 pub use sign::flagsmith_signature;
 
-use lane::Lane;
+use lane::{Lane, Room};
+
+/// Calls in flight to all endpoints together; beyond it an endpoint gets one call at a time, so that none waits for others.
+/// Bounds memory and sockets.
+const TOTAL_IN_FLIGHT: usize = 512;
+
+/// How often an operator's commands are looked for: one read of a row.
+const OPERATOR_POLL: Duration = Duration::from_millis(500);
 
 /// How deliveries are made.
 #[derive(Debug, Clone)]
@@ -40,13 +54,23 @@ pub struct Options {
     pub max_in_flight: usize,
     /// When to try again.
     pub schedule: Schedule,
+    /// When an endpoint's breaker opens, and how it probes.
+    pub breaker: BreakerPolicy,
+    /// How long a secret that was replaced signs as well.
+    pub secret_rotation: Duration,
     /// How long calls in flight may go on when the daemon stops.
     pub drain: Duration,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Options { max_in_flight: 16, schedule: Schedule::default(), drain: Duration::from_secs(10) }
+        Options {
+            max_in_flight: 16,
+            schedule: Schedule::default(),
+            breaker: BreakerPolicy::default(),
+            secret_rotation: Duration::from_secs(24 * 3600),
+            drain: Duration::from_secs(10),
+        }
     }
 }
 
@@ -57,8 +81,9 @@ pub struct Dispatcher {
     newsstand: Arc<Newsstand>,
     client: Client,
     options: Options,
-    lanes: HashMap<EndpointKey, Lane>,
+    lanes: BTreeMap<EndpointKey, Lane>,
     calls: JoinSet<Finished>,
+    operator_mark: i64,
 }
 
 /// A call that has ended.
@@ -84,16 +109,17 @@ impl Dispatcher {
             newsstand,
             client,
             options,
-            lanes: HashMap::new(),
+            lanes: BTreeMap::new(),
             calls: JoinSet::new(),
+            operator_mark: 0,
         }
     }
 
     /// Runs until `stop`; then lets calls in flight end, within the drain time.
     pub async fn run(mut self, stop: CancellationToken) -> Result<()> {
-        for endpoint in self.reader.endpoints_with_work()? {
-            self.lanes.entry(endpoint).or_default().has_work = true;
-        }
+        self.operator_mark = self.reader.operator_mark()?;
+        self.wake_lanes()?;
+        let mut operator = tokio::time::interval(OPERATOR_POLL);
         loop {
             let wake = self.fill()?;
             let sleep = wake.map_or(Duration::from_secs(3600), |at| {
@@ -103,10 +129,29 @@ impl Dispatcher {
                 () = stop.cancelled() => break,
                 () = self.newsstand.wait() => self.take_news(),
                 Some(finished) = self.calls.join_next() => self.finish(finished).await?,
+                _ = operator.tick() => self.look_for_operator()?,
                 () = tokio::time::sleep(sleep) => self.mark_due_lanes(),
             }
         }
         self.drain().await
+    }
+
+    fn wake_lanes(&mut self) -> Result<()> {
+        for endpoint in self.reader.endpoints_with_work()? {
+            self.lanes.entry(endpoint).or_default().has_work = true;
+        }
+        Ok(())
+    }
+
+    /// A command of an operator has written to the ledger: pauses, breakers and queues may be others.
+    fn look_for_operator(&mut self) -> Result<()> {
+        let mark = self.reader.operator_mark()?;
+        if mark != self.operator_mark {
+            self.operator_mark = mark;
+            self.lanes.values_mut().for_each(Lane::forget_all);
+            self.wake_lanes()?;
+        }
+        Ok(())
     }
 
     fn take_news(&mut self) {
@@ -136,35 +181,58 @@ impl Dispatcher {
         }
     }
 
-    /// Starts calls wherever something is due and there is room. Returns when to look again.
+    /// Starts calls wherever something is due and there is room, one a lane in turn. Returns when to look again.
     fn fill(&mut self) -> Result<Option<Micros>> {
-        for (endpoint, lane) in &mut self.lanes {
-            while lane.has_room(self.options.max_in_flight) {
-                if !lane.refill(*endpoint, &self.reader, self.options.max_in_flight)? {
-                    break;
+        let now = Micros::now();
+        let mut wake = None;
+        let mut hungry: Vec<EndpointKey> = self.lanes.keys().copied().collect();
+        while !hungry.is_empty() {
+            let mut still_hungry = Vec::new();
+            for endpoint in hungry {
+                match self.start_one(endpoint, now)? {
+                    Room::Next => still_hungry.push(endpoint),
+                    Room::NotBefore(at) => wake = wake.into_iter().chain([at]).min(),
+                    Room::Probe | Room::None => {}
                 }
-                let Some(target) = lane.target(*endpoint, &self.reader)? else {
-                    // Deleted: the ledger has dropped its queue.
-                    lane.clear();
-                    break;
-                };
-                let Some(due) = lane.next() else { break };
-                self.calls.spawn(call(self.client.clone(), target, due));
             }
+            hungry = still_hungry;
         }
         self.lanes.retain(|_, lane| !lane.is_idle());
-        Ok(self.lanes.values().filter_map(|lane| lane.next_due).min())
+        Ok(self.lanes.values().filter_map(|lane| lane.next_due).chain(wake).min())
+    }
+
+    /// Starts one call to an endpoint if it may have one. [`Room::Next`] when it may have had room for another.
+    fn start_one(&mut self, endpoint: EndpointKey, now: Micros) -> Result<Room> {
+        let Dispatcher { lanes, reader, options, calls, client, .. } = self;
+        let Some(lane) = lanes.get_mut(&endpoint) else { return Ok(Room::None) };
+        if calls.len() >= TOTAL_IN_FLIGHT && !lane.has_nothing_in_flight() {
+            return Ok(Room::None);
+        }
+        lane.state(endpoint, reader)?;
+        let room = lane.room(now, options.max_in_flight);
+        if matches!(room, Room::NotBefore(_) | Room::None) {
+            return Ok(room);
+        }
+        let Some(target) = lane.target(endpoint, reader, options.secret_rotation)? else {
+            lane.clear();
+            return Ok(Room::None);
+        };
+        let due = match room {
+            Room::Probe => lane.probe(endpoint, reader)?,
+            _ => lane.next(endpoint, reader, options.max_in_flight)?,
+        };
+        let Some(due) = due else { return Ok(Room::None) };
+        calls.spawn(call(client.clone(), target, due));
+        Ok(room)
     }
 
     async fn finish(&mut self, finished: Result<Finished, tokio::task::JoinError>) -> Result<()> {
         let finished = finished.map_err(|e| Error::internal(format!("a delivery task failed: {e}")))?;
-        let Finished { due, began, took, answer } = finished;
         let now = Micros::now();
+        let verdict = self.judge(&finished, now);
+        let (breaker, hasten) = self.move_lane(&finished, verdict, now)?;
+        let Finished { due, began, took, answer } = finished;
         let attempt = due.attempts + 1;
-        let verdict = match &answer.error {
-            None => Verdict::Delivered,
-            Some(_) => self.options.schedule.after_failure(attempt, due.recorded_at, now, rand::random()),
-        };
         let milliseconds = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
         report(&due, attempt, milliseconds, &answer, verdict, now);
         let outcome = Outcome {
@@ -176,16 +244,66 @@ impl Dispatcher {
             http_status: answer.status,
             milliseconds,
             error: answer.error,
+            answer: answer.excerpt,
+            replay: due.replay,
             verdict,
+            breaker,
+            hasten,
         };
-        if let Some(lane) = self.lanes.get_mut(&outcome.endpoint) {
-            lane.ended();
-        }
         // The writer is gone only when it failed; the daemon stops with its error.
         self.writes
             .send(Write::Outcome(outcome))
             .await
             .map_err(|_| Error::internal("the ledger's writer has stopped"))
+    }
+
+    /// What becomes of the delivery.
+    fn judge(&self, finished: &Finished, now: Micros) -> Verdict {
+        let Finished { due, answer, .. } = finished;
+        if answer.error.is_none() {
+            return Verdict::Delivered;
+        }
+        let attempt = (due.attempts + 1).saturating_sub(due.attempts_before);
+        let history = History { attempt, queued_at: due.queued_at };
+        self.options.schedule.after_failure(history, answer.reply(), now, rand::random())
+    }
+
+    /// What the attempt means for its lane. Returns the breaker if it has changed, and whether the endpoint is back after an
+    /// outage.
+    fn move_lane(
+        &mut self,
+        finished: &Finished,
+        verdict: Verdict,
+        now: Micros,
+    ) -> Result<(Option<BreakerState>, bool)> {
+        let Dispatcher { lanes, reader, options, .. } = self;
+        let endpoint = finished.due.endpoint;
+        let Some(lane) = lanes.get_mut(&endpoint) else { return Ok((None, false)) };
+        lane.ended();
+        let before = lane.state(endpoint, reader)?.breaker;
+        let after = match verdict {
+            Verdict::Delivered => options.breaker.after_success(),
+            Verdict::Retry(_) | Verdict::Dead => options.breaker.after_failure(before, now, rand::random()),
+            Verdict::Pause => before,
+        };
+        let state = lane.state(endpoint, reader)?;
+        state.breaker = after;
+        if verdict == Verdict::Pause && state.pause.is_none() {
+            let why = "it answered HTTP 410 Gone".into();
+            state.pause = Some(Pause { at: now, by: "endpoint".into(), why });
+        }
+        let is_back = before.opened_at.is_some() && after.opened_at.is_none();
+        match verdict {
+            Verdict::Delivered if is_back => lane.pace.start_slowly(),
+            Verdict::Delivered => lane.pace.succeeded(),
+            Verdict::Retry(at) if finished.answer.reply().is_overload() => {
+                let until = finished.answer.retry_after.is_some().then_some(at);
+                lane.pace.overloaded(options.max_in_flight, until);
+            }
+            Verdict::Retry(_) | Verdict::Dead | Verdict::Pause => {}
+        }
+        report_breaker(endpoint, &before, &after);
+        Ok(((after != before).then_some(after), is_back))
     }
 
     async fn drain(&mut self) -> Result<()> {
@@ -226,8 +344,24 @@ fn report(due: &Due, attempt: u32, latency_ms: u64, answer: &Answer, verdict: Ve
             let retry_in_s = (at.0 - now.0) / 1_000_000;
             warn!(%event_id, %endpoint_id, feature, attempt, http_status, latency_ms, error, retry_in_s, "delivery failed");
         }
+        Verdict::Pause => {
+            warn!(%event_id, %endpoint_id, feature, attempt, http_status, latency_ms,
+                "the endpoint is paused: it answered HTTP 410 Gone; \"flagpost resume\" ends that, deliveries wait until then");
+        }
         Verdict::Dead => {
             warn!(%event_id, %endpoint_id, feature, attempt, http_status, latency_ms, error, "delivery given up: dead letter");
         }
+    }
+}
+
+fn report_breaker(endpoint_id: EndpointKey, before: &BreakerState, after: &BreakerState) {
+    match (before.opened_at, after.opened_at) {
+        (None, Some(_)) => warn!(
+            %endpoint_id,
+            failures = after.failures,
+            "the endpoint keeps failing: its breaker is open, and it is only probed until it answers"
+        ),
+        (Some(_), None) => info!(%endpoint_id, "the endpoint is back: its breaker is closed"),
+        (None, None) | (Some(_), Some(_)) => {}
     }
 }

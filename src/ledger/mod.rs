@@ -4,11 +4,14 @@
 //! `schema`'s documentation. One thread writes (`writer`); [`Reader`]s read without waiting for it. The order is
 //! strict: local COMMIT first, then the LSN is published to whoever confirms it to the server.
 
+mod operator;
 mod purge;
 mod reader;
 mod record;
+mod retention;
 mod schema;
 mod seal;
+mod shown_url;
 mod writer;
 
 use std::fs::{self, File, OpenOptions, TryLockError};
@@ -23,9 +26,14 @@ use crate::change::{Lsn, Micros, Row};
 use crate::error::{Error, Kind, Result};
 use crate::schema::Table;
 
+pub use operator::Operator;
 pub use purge::Purge;
 pub use reader::{Endpoint, Reader};
-pub use record::{Counts, Due, EventRecord, Outcome, Purpose, Verdict, Write};
+pub use record::{
+    BreakerState, Counts, Due, EventRecord, LaneState, Outcome, Owner, Pause, Purpose, Verdict, Write,
+};
+pub use retention::{Finished, Retention};
+pub use shown_url::shown_url;
 pub use writer::{News, Newsstand};
 
 use seal::Seal;
@@ -221,22 +229,19 @@ impl Ledger {
         std::thread::Builder::new()
             .name("ledger".into())
             .spawn(move || {
-                let result = writer.run().map_err(|reason| {
-                    Error::new(
-                        Kind::LedgerIo,
-                        format!(
-                            "the ledger {} could not be written: {reason}: check the disk, then start flagpost again; \
-                             nothing was confirmed that is not in it",
-                            path.display()
-                        ),
-                    )
-                });
+                let result = writer.run().map_err(|stopped| stopped.told(&path));
                 drop(lock);
                 // Nobody to tell when the daemon is gone.
                 ended_sender.send(result).ok();
             })
             .map_err(|e| Error::internal(format!("the ledger's thread cannot be started: {e}")))?;
         Ok(WriterHandle { writes, durable, newsstand, ended })
+    }
+
+    /// Bytes that are free on the file system of a state directory; `None` where it does not tell.
+    pub fn room(directory: &Path) -> Option<u64> {
+        let facts = rustix::fs::statvfs(directory).ok()?;
+        Some(facts.f_bavail.saturating_mul(facts.f_frsize))
     }
 
     /// A reader of the same ledger.

@@ -6,13 +6,14 @@ use std::path::{Path, PathBuf};
 use rusqlite::{Connection, OptionalExtension, Row as SqlRow, params};
 
 use super::Identity;
-use super::record::{Counts, Due};
+use super::operator::OPERATOR_MARK;
+use super::record::{BreakerState, Counts, Due, LaneState, Owner, Pause};
 use super::schema::{self, DEAD, DELIVERED, DROPPED, SHADOWED};
 use super::seal::Seal;
 use crate::change::{Lsn, Micros, Row};
 use crate::error::{Error, Result};
 use crate::event::EndpointKey;
-use crate::schema::{environment_webhook, organisation_webhook};
+use crate::schema::{Table, environment, environment_webhook, organisation, organisation_webhook, project};
 
 /// Where to send, and the secret to sign with. Not `Debug`: both are secrets.
 #[derive(Clone, PartialEq, Eq)]
@@ -21,8 +22,18 @@ pub struct Endpoint {
     pub url: String,
     /// Empty where there is none.
     pub secret: String,
+    /// Secrets that it had a short while ago, the latest first: receivers may still verify with them.
+    pub old_secrets: Vec<String>,
     /// Whether new events are sent to it.
     pub enabled: bool,
+}
+
+/// In which column of its row an endpoint's secret is.
+pub(super) fn secret_column(endpoint: EndpointKey) -> usize {
+    match endpoint {
+        EndpointKey::Environment(_) => environment_webhook::SECRET,
+        EndpointKey::Organisation(_) => organisation_webhook::SECRET,
+    }
 }
 
 /// A connection for reading.
@@ -43,7 +54,11 @@ impl Reader {
         })
     }
 
-    fn failed(&self) -> impl Fn(rusqlite::Error) -> Error + '_ {
+    pub(super) fn connection(&self) -> &Connection {
+        &self.connection
+    }
+
+    pub(super) fn failed(&self) -> impl Fn(rusqlite::Error) -> Error + '_ {
         |e| schema::unusable(&self.path, e)
     }
 
@@ -54,7 +69,7 @@ impl Reader {
             .connection
             .prepare_cached(
                 "SELECT d.event, e.id, e.action, e.feature, d.lane, b.body, d.attempts, e.commit_time, e.recorded_at,
-                        e.sequence, e.change_request_id, e.change_request
+                        e.sequence, e.change_request_id, e.change_request, d.attempts_before, d.replay, d.queued_at
                  FROM delivery d JOIN event e ON e.seq = d.event
                  JOIN body b ON b.event = d.event AND b.format = d.format
                  WHERE d.endpoint = ?1 AND d.status = 0 AND d.next_at <= ?2
@@ -82,7 +97,7 @@ impl Reader {
             .connection
             .prepare_cached(
                 "SELECT d.event, e.id, e.action, e.feature, d.lane, b.body, d.attempts, e.commit_time, e.recorded_at,
-                        e.sequence, e.change_request_id, e.change_request
+                        e.sequence, e.change_request_id, e.change_request, d.attempts_before, d.replay, d.queued_at
                  FROM delivery d JOIN event e ON e.seq = d.event
                  JOIN body b ON b.event = d.event AND b.format = d.format
                  WHERE d.endpoint = ?1 AND d.event > ?2 AND d.status = ?3 ORDER BY d.event LIMIT ?4",
@@ -100,6 +115,12 @@ impl Reader {
         self.connection
             .query_row("SELECT coalesce(max(seq), 0) FROM event", [], |row| row.get(0))
             .map_err(self.failed())
+    }
+
+    /// The delivery to `endpoint` that has waited longest, whenever it is due: what a breaker probes with.
+    pub fn probe(&self, endpoint: EndpointKey, except: &[i64]) -> Result<Option<Due>> {
+        let first = self.due(endpoint, Micros(i64::MAX), 1, except)?;
+        Ok(first.into_iter().next())
     }
 
     /// When the next delivery to `endpoint` becomes due, after `now`.
@@ -134,26 +155,121 @@ impl Reader {
         }
     }
 
-    /// The endpoint's row, as of the last commit; `None` when it was deleted.
-    pub fn endpoint(&self, key: EndpointKey) -> Result<Option<Endpoint>> {
-        let (table, id) = key.row();
+    /// What is kept of an endpoint's lane beside its deliveries.
+    pub fn lane(&self, endpoint: EndpointKey) -> Result<LaneState> {
+        self.connection
+            .prepare_cached(&format!("{LANE} WHERE endpoint = ?1"))
+            .and_then(|mut s| s.query_row([endpoint.to_string()], lane_state).optional())
+            .map(Option::unwrap_or_default)
+            .map_err(self.failed())
+    }
+
+    /// Every endpoint of which something is kept beside its deliveries.
+    pub fn lanes(&self) -> Result<Vec<(EndpointKey, LaneState)>> {
+        let mut statement = self.connection.prepare_cached(LANE).map_err(self.failed())?;
+        let rows = statement
+            .query_map([], |row| Ok((row.get::<_, String>(11)?, lane_state(row)?)))
+            .map_err(self.failed())?;
+        let mut lanes = Vec::new();
+        for row in rows {
+            let (endpoint, state) = row.map_err(self.failed())?;
+            lanes.extend(endpoint.parse().ok().map(|endpoint| (endpoint, state)));
+        }
+        Ok(lanes)
+    }
+
+    /// Whose endpoint it is.
+    pub fn owner(&self, endpoint: EndpointKey) -> Result<Owner> {
+        let (table, id) = endpoint.row();
+        let id_in = |row: Option<&Row>, column: usize| row.and_then(|row| row.int(column));
+        let hook = self.mirror_row(table, Some(id))?;
+        let (organisation_id, environment) = match endpoint {
+            EndpointKey::Environment(_) => {
+                let id = id_in(hook.as_ref(), environment_webhook::ENVIRONMENT_ID);
+                let environment = self.mirror_row(Table::Environment, id)?;
+                let project_id = id_in(environment.as_ref(), environment::PROJECT_ID);
+                let project = self.mirror_row(Table::Project, project_id)?;
+                (id_in(project.as_ref(), project::ORGANISATION_ID), environment)
+            }
+            EndpointKey::Organisation(_) => {
+                (id_in(hook.as_ref(), organisation_webhook::ORGANISATION_ID), None)
+            }
+        };
+        let organisation = self.mirror_row(Table::Organisation, organisation_id)?;
+        let text = |row: &Option<Row>, column: usize| {
+            row.as_ref().and_then(|row| row.text(column)).filter(|text| !text.is_empty()).map(str::to_owned)
+        };
+        Ok(Owner {
+            organisation: text(&organisation, organisation::NAME),
+            email: text(&organisation, organisation::WEBHOOK_NOTIFICATION_EMAIL),
+            environment: text(&environment, environment::NAME),
+        })
+    }
+
+    /// A row of the mirror, its secrets sealed.
+    fn mirror_row(&self, table: Table, id: Option<i64>) -> Result<Option<Row>> {
+        let Some(id) = id else { return Ok(None) };
         let bytes: Option<Vec<u8>> = self
             .connection
             .prepare_cached("SELECT row FROM mirror WHERE tbl = ?1 AND key = ?2")
             .and_then(|mut s| s.query_row(params![table.name(), id], |row| row.get(0)).optional())
             .map_err(self.failed())?;
-        let Some(row) = bytes.and_then(|bytes| Row::from_bytes(&bytes)) else { return Ok(None) };
+        Ok(bytes.and_then(|bytes| Row::from_bytes(&bytes)))
+    }
+
+    /// Counts up with everything that an operator's command changes in the queues ([`super::Operator`]).
+    pub fn operator_mark(&self) -> Result<i64> {
+        Ok(self.meta(OPERATOR_MARK)?.and_then(|text| text.parse().ok()).unwrap_or(0))
+    }
+
+    /// The secrets that `endpoint` had until after `since`, the latest first.
+    fn old_secrets(&self, endpoint: EndpointKey, since: Micros) -> Result<Vec<String>> {
+        let mut statement = self
+            .connection
+            .prepare_cached(
+                "SELECT secret FROM old_secret WHERE endpoint = ?1 AND retired_at > ?2 ORDER BY retired_at DESC",
+            )
+            .map_err(self.failed())?;
+        let rows = statement
+            .query_map(params![endpoint.to_string(), since.0], |row| row.get::<_, Vec<u8>>(0))
+            .map_err(self.failed())?;
+        let table = endpoint.row().0;
+        let mut secrets = Vec::new();
+        for bytes in rows {
+            let bytes = bytes.map_err(self.failed())?;
+            if let Some(row) = Row::from_bytes(&bytes) {
+                let row = self.seal.unseal(table, &row)?;
+                secrets.extend(row.text(secret_column(endpoint)).map(str::to_owned));
+            }
+        }
+        Ok(secrets)
+    }
+
+    /// The endpoint's row, as of the last commit, with the secrets that it had until after `old_since`; `None` when it was
+    /// deleted.
+    pub fn endpoint_with_old(&self, key: EndpointKey, old_since: Micros) -> Result<Option<Endpoint>> {
+        let Some(mut endpoint) = self.endpoint(key)? else { return Ok(None) };
+        endpoint.old_secrets = self.old_secrets(key, old_since)?;
+        Ok(Some(endpoint))
+    }
+
+    /// The endpoint's row, as of the last commit, without its old secrets; `None` when it was deleted.
+    pub fn endpoint(&self, key: EndpointKey) -> Result<Option<Endpoint>> {
+        let (table, id) = key.row();
+        let Some(row) = self.mirror_row(table, Some(id))? else { return Ok(None) };
         let row = self.seal.unseal(table, &row)?;
         let text = |column: usize| row.text(column).unwrap_or_default().to_owned();
         Ok(Some(match key {
             EndpointKey::Environment(_) => Endpoint {
                 url: text(environment_webhook::URL),
                 secret: text(environment_webhook::SECRET),
+                old_secrets: Vec::new(),
                 enabled: row.flag(environment_webhook::ENABLED),
             },
             EndpointKey::Organisation(_) => Endpoint {
                 url: text(organisation_webhook::URL),
                 secret: text(organisation_webhook::SECRET),
+                old_secrets: Vec::new(),
                 enabled: row.flag(organisation_webhook::ENABLED),
             },
         }))
@@ -174,7 +290,7 @@ impl Reader {
         let mut all = Vec::new();
         for key in keys {
             let (table, id) = key.map_err(self.failed())?;
-            let key = crate::schema::Table::by_name(&table).and_then(|table| EndpointKey::of(table, id));
+            let key = Table::by_name(&table).and_then(|table| EndpointKey::of(table, id));
             if let Some(key) = key
                 && let Some(endpoint) = self.endpoint(key)?
             {
@@ -182,6 +298,16 @@ impl Reader {
             }
         }
         Ok(all)
+    }
+
+    /// How many deliveries wait for an endpoint.
+    pub fn pending(&self, endpoint: EndpointKey) -> Result<u64> {
+        self.connection
+            .prepare_cached(
+                "SELECT count(*) FROM delivery INDEXED BY delivery_lane WHERE endpoint = ?1 AND status IN (0, 1)",
+            )
+            .and_then(|mut s| s.query_row([endpoint.to_string()], |row| row.get(0)))
+            .map_err(self.failed())
     }
 
     /// Deliveries by endpoint and state.
@@ -227,7 +353,8 @@ impl Reader {
         Ok(all)
     }
 
-    fn last_error(&self, endpoint: &str) -> Result<Option<String>> {
+    /// Why the latest attempt failed of what is pending or given up.
+    pub fn last_error(&self, endpoint: &str) -> Result<Option<String>> {
         self.connection
             .prepare_cached(
                 "SELECT a.error FROM delivery d JOIN attempt a ON a.endpoint = d.endpoint AND a.event = d.event
@@ -273,6 +400,27 @@ impl Reader {
     }
 }
 
+const LANE: &str = "
+    SELECT paused_at, paused_by, paused_why, failures, failing_since, opened_at, probe_at, probes, dead, notified_at,
+           notified_dead, endpoint
+    FROM lane";
+
+fn lane_state(row: &SqlRow<'_>) -> rusqlite::Result<LaneState> {
+    let time = |column: usize| row.get::<_, Option<i64>>(column).map(|at| at.map(Micros));
+    let pause = match time(0)? {
+        Some(at) => Some(Pause { at, by: row.get(1)?, why: row.get(2)? }),
+        None => None,
+    };
+    let breaker = BreakerState {
+        failures: row.get(3)?,
+        failing_since: time(4)?,
+        opened_at: time(5)?,
+        probe_at: time(6)?,
+        probes: row.get(7)?,
+    };
+    Ok(LaneState { pause, breaker, dead: row.get(8)?, notified_at: time(9)?, notified_dead: row.get(10)? })
+}
+
 fn due(endpoint: EndpointKey, row: &SqlRow<'_>) -> rusqlite::Result<Due> {
     Ok(Due {
         endpoint,
@@ -287,5 +435,8 @@ fn due(endpoint: EndpointKey, row: &SqlRow<'_>) -> rusqlite::Result<Due> {
         recorded_at: Micros(row.get(8)?),
         sequence: row.get(9)?,
         change_request: row.get::<_, Option<i64>>(10)?.zip(row.get(11)?),
+        attempts_before: row.get(12)?,
+        replay: row.get(13)?,
+        queued_at: Micros(row.get(14)?),
     })
 }

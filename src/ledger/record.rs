@@ -96,6 +96,14 @@ pub enum Write {
     Checkpoint(Lsn, Micros),
     /// The outcome of an attempt.
     Outcome(Outcome),
+    /// Deliveries that have become too old while nothing could be sent to their endpoint: dead letters.
+    Expire(Vec<(EndpointKey, i64)>),
+    /// Events that are over and too old to be kept, with all that belongs to them. Answered when it is on the disk.
+    Purge(Vec<i64>, oneshot::Sender<()>),
+    /// Somebody was told of an endpoint's troubles at this time, when so many of its deliveries had been given up.
+    Notified(EndpointKey, Micros, u64),
+    /// Secrets that were replaced before this moment sign no more.
+    ForgetSecrets(Micros),
     /// Changes were missed for this reason: nobody may go on from here. Answered when it is on the disk.
     Broken(String, oneshot::Sender<()>),
 }
@@ -129,8 +137,16 @@ pub struct Outcome {
     pub milliseconds: u64,
     /// Why it failed, without secrets.
     pub error: Option<String>,
+    /// The beginning of the answer's body.
+    pub answer: Option<String>,
+    /// Whether an operator had asked for this delivery again.
+    pub replay: bool,
     /// What is to be done now.
     pub verdict: Verdict,
+    /// The endpoint's breaker, if the attempt has changed it.
+    pub breaker: Option<BreakerState>,
+    /// The endpoint is back after an outage: what waits for its next attempt need not wait longer.
+    pub hasten: bool,
 }
 
 /// What is to be done after an attempt.
@@ -142,6 +158,60 @@ pub enum Verdict {
     Retry(Micros),
     /// Given up.
     Dead,
+    /// The endpoint wants nothing more (HTTP 410): it is paused, and the delivery waits.
+    Pause,
+}
+
+/// How long an endpoint has been failing, and whether its breaker is open. What moves it is in `delivery`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct BreakerState {
+    /// Failures since the last success.
+    pub failures: u32,
+    /// When the first of them was.
+    pub failing_since: Option<Micros>,
+    /// Open since then: nothing is sent but probes.
+    pub opened_at: Option<Micros>,
+    /// When the next probe is due, while it is open.
+    pub probe_at: Option<Micros>,
+    /// Probes that have failed since it opened.
+    pub probes: u32,
+}
+
+/// Why nothing is sent to an endpoint until an operator resumes it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pause {
+    /// Since when.
+    pub at: Micros,
+    /// Who paused it: `operator`, or `endpoint` (HTTP 410).
+    pub by: String,
+    /// What they said.
+    pub why: String,
+}
+
+/// What is kept of a lane beside its deliveries.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct LaneState {
+    /// Set while the endpoint is paused.
+    pub pause: Option<Pause>,
+    /// How it has been doing.
+    pub breaker: BreakerState,
+    /// Deliveries that were given up, ever.
+    pub dead: u64,
+    /// When somebody was last told of its troubles.
+    pub notified_at: Option<Micros>,
+    /// `dead` at that time.
+    pub notified_dead: u64,
+}
+
+/// Whose endpoint it is, as the mirror has it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Owner {
+    /// `organisations_organisation.name`
+    pub organisation: Option<String>,
+    /// `organisations_organisation.webhook_notification_email`: who wants to know of failures.
+    pub email: Option<String>,
+    /// `environments_environment.name`, of an environment's endpoint.
+    pub environment: Option<String>,
 }
 
 /// A delivery that is due.
@@ -167,6 +237,12 @@ pub struct Due {
     pub body: String,
     /// Attempts made so far.
     pub attempts: u32,
+    /// Of those, attempts made before an operator asked for it again.
+    pub attempts_before: u32,
+    /// Whether an operator asked for it again.
+    pub replay: bool,
+    /// When it was queued: when the event was recorded, or when an operator asked for it again.
+    pub queued_at: Micros,
     /// When the change was committed.
     pub commit_time: Micros,
     /// When the event was recorded.

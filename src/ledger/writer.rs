@@ -4,17 +4,62 @@
 //! ends the thread (an fsync that failed is not tried again, PITFALLS 32) and with it the daemon.
 
 use std::collections::{HashMap, HashSet};
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use rusqlite::{Connection, OptionalExtension, params};
+use rusqlite::{Connection, ErrorCode, OptionalExtension, params};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 
-use super::record::{EventRecord, Outcome, Purpose, Verdict, Write};
-use super::schema::{BEHIND, DEAD, DELIVERED, DROPPED, READY, SHADOWED};
+use super::reader::secret_column;
+use super::record::{BreakerState, EventRecord, Outcome, Purpose, Verdict, Write};
+use super::schema::{self, BEHIND, DEAD, DELIVERED, DROPPED, READY, SHADOWED};
 use super::seal::Seal;
-use crate::change::{Key, Lsn, Micros};
+use crate::change::{Key, Lsn, Micros, Row};
+use crate::error::{Error, Kind};
 use crate::event::EndpointKey;
 use crate::mirror::Persist;
+use crate::schema::Table;
+
+/// Why the writer cannot go on. What it had not committed is read again from the checkpoint.
+#[derive(Debug)]
+pub(super) enum Stopped {
+    /// There is no room on the disk.
+    Full,
+    /// Anything else.
+    Failed(String),
+}
+
+impl From<rusqlite::Error> for Stopped {
+    fn from(error: rusqlite::Error) -> Stopped {
+        match error.sqlite_error_code() {
+            Some(ErrorCode::DiskFull) => Stopped::Full,
+            _ => Stopped::Failed(error.to_string()),
+        }
+    }
+}
+
+impl From<Error> for Stopped {
+    fn from(error: Error) -> Stopped {
+        Stopped::Failed(error.to_string())
+    }
+}
+
+impl Stopped {
+    /// The error for the operator.
+    pub(super) fn told(self, path: &Path) -> Error {
+        match self {
+            Stopped::Full => schema::full(path),
+            Stopped::Failed(reason) => Error::new(
+                Kind::LedgerIo,
+                format!(
+                    "the ledger {} could not be written: {reason}: check the disk, then start flagpost again; \
+                     nothing was confirmed that is not in it",
+                    path.display()
+                ),
+            ),
+        }
+    }
+}
 
 /// So many writes at most go into one SQLite transaction, unless one source transaction has more.
 const BATCH: usize = 4_096;
@@ -73,12 +118,12 @@ pub(super) struct Writer {
 
 impl Writer {
     /// Writes until every sender is gone.
-    pub(super) fn run(mut self) -> Result<(), String> {
+    pub(super) fn run(mut self) -> Result<(), Stopped> {
         let mut news = News::default();
         while let Some(first) = self.writes.blocking_recv() {
-            self.connection.execute_batch("BEGIN IMMEDIATE").map_err(|e| e.to_string())?;
+            self.connection.execute_batch("BEGIN IMMEDIATE")?;
             let checkpoint = self.batch(first, &mut news)?;
-            self.connection.execute_batch("COMMIT").map_err(|e| format!("COMMIT failed: {e}"))?;
+            self.connection.execute_batch("COMMIT")?;
             if let Some(lsn) = checkpoint {
                 self.durable.send_if_modified(|durable| {
                     let moved = lsn > *durable;
@@ -96,7 +141,7 @@ impl Writer {
     }
 
     /// Writes what is there, and goes on until the source transaction that has begun is complete.
-    fn batch(&mut self, first: Write, news: &mut News) -> Result<Option<Lsn>, String> {
+    fn batch(&mut self, first: Write, news: &mut News) -> Result<Option<Lsn>, Stopped> {
         let mut checkpoint = None;
         let mut is_complete = true;
         let mut next = first;
@@ -106,7 +151,12 @@ impl Writer {
                     checkpoint = checkpoint.max(Some((*lsn, *clock)));
                     is_complete = true;
                 }
-                Write::Outcome(_) | Write::Broken(..) => {}
+                Write::Outcome(_)
+                | Write::Broken(..)
+                | Write::Expire(_)
+                | Write::Purge(..)
+                | Write::ForgetSecrets(_)
+                | Write::Notified(..) => {}
                 _ => is_complete = false,
             }
             self.write(next, news)?;
@@ -115,14 +165,16 @@ impl Writer {
             } else {
                 // It will be read again from the checkpoint when the source goes away in the middle of it.
                 let rest = self.writes.blocking_recv();
-                Some(rest.ok_or("the change stream ended in the middle of a transaction")?)
+                Some(rest.ok_or_else(|| {
+                    Stopped::Failed("the change stream ended in the middle of a transaction".into())
+                })?)
             };
             let Some(write) = received else { break };
             next = write;
         }
         if let Some((lsn, clock)) = checkpoint {
-            self.put_meta("checkpoint", &lsn.to_string()).map_err(|e| e.to_string())?;
-            self.put_meta("clock", &clock.0.to_string()).map_err(|e| e.to_string())?;
+            self.put_meta("checkpoint", &lsn.to_string())?;
+            self.put_meta("clock", &clock.0.to_string())?;
         }
         Ok(checkpoint.map(|(lsn, _)| lsn))
     }
@@ -134,54 +186,90 @@ impl Writer {
         Ok(())
     }
 
-    fn write(&mut self, write: Write, news: &mut News) -> Result<(), String> {
+    fn write(&mut self, write: Write, news: &mut News) -> Result<(), Stopped> {
         match write {
-            Write::Mirror(persist) => self.mirror(persist),
-            Write::KeepGroup(slot, bytes) => self
-                .connection
-                .prepare_cached("INSERT OR REPLACE INTO open_group VALUES (?1, ?2)")
-                .and_then(|mut s| s.execute(params![format!("{slot:?}"), bytes]))
-                .map(drop)
-                .map_err(|e| e.to_string()),
-            Write::DropGroup(slot) => self
-                .connection
-                .prepare_cached("DELETE FROM open_group WHERE slot = ?1")
-                .and_then(|mut s| s.execute([format!("{slot:?}")]))
-                .map(drop)
-                .map_err(|e| e.to_string()),
-            Write::Event(record) => self.event(&record, news).map_err(|e| e.to_string()),
+            Write::Mirror(persist) => self.mirror(persist)?,
+            Write::KeepGroup(slot, bytes) => {
+                self.connection
+                    .prepare_cached("INSERT OR REPLACE INTO open_group VALUES (?1, ?2)")?
+                    .execute(params![format!("{slot:?}"), bytes])?;
+            }
+            Write::DropGroup(slot) => {
+                self.connection
+                    .prepare_cached("DELETE FROM open_group WHERE slot = ?1")?
+                    .execute([format!("{slot:?}")])?;
+            }
+            Write::Event(record) => self.event(&record, news)?,
             Write::EndpointChanged(endpoint) => {
                 news.changed.insert(endpoint);
-                Ok(())
             }
             Write::EndpointGone(endpoint) => {
                 news.changed.insert(endpoint);
-                self.drop_queue(endpoint).map_err(|e| e.to_string())
+                self.drop_queue(endpoint)?;
             }
-            Write::Checkpoint(..) => Ok(()),
+            Write::Checkpoint(..) => {}
             Write::Broken(reason, recorded) => {
                 self.answers.push(recorded);
-                self.put_meta("broken", &reason).map_err(|e| e.to_string())
+                self.put_meta("broken", &reason)?;
             }
-            Write::Outcome(outcome) => self.outcome(outcome, news).map_err(|e| e.to_string()),
+            Write::Outcome(outcome) => self.outcome(outcome, news)?,
+            Write::Expire(deliveries) => self.expire(&deliveries, news)?,
+            Write::Notified(endpoint, at, dead) => {
+                self.connection
+                    .prepare_cached(
+                        "UPDATE lane SET notified_at = ?2, notified_dead = ?3 WHERE endpoint = ?1",
+                    )?
+                    .execute(params![endpoint.to_string(), at.0, i64::try_from(dead).unwrap_or(i64::MAX)])?;
+            }
+            Write::ForgetSecrets(before) => {
+                self.connection
+                    .prepare_cached("DELETE FROM old_secret WHERE retired_at < ?1")?
+                    .execute([before.0])?;
+            }
+            Write::Purge(events, purged) => {
+                self.answers.push(purged);
+                self.purge(&events)?;
+            }
         }
+        Ok(())
     }
 
-    fn mirror(&self, persist: Persist) -> Result<(), String> {
+    fn mirror(&self, persist: Persist) -> Result<(), Stopped> {
         match persist {
             Persist::Put { table, key, row } => {
-                let row = self.seal.seal(table, &row).map_err(|e| e.to_string())?;
+                self.retire_secret(table, &key, &row)?;
+                let row = self.seal.seal(table, &row)?;
                 self.connection
-                    .prepare_cached("INSERT OR REPLACE INTO mirror VALUES (?1, ?2, ?3)")
-                    .and_then(|mut s| s.execute(params![table.name(), sql_key(&key), row.as_bytes()]))
+                    .prepare_cached("INSERT OR REPLACE INTO mirror VALUES (?1, ?2, ?3)")?
+                    .execute(params![table.name(), sql_key(&key), row.as_bytes()])?;
             }
-            Persist::Remove { table, key } => self
-                .connection
-                .prepare_cached("DELETE FROM mirror WHERE tbl = ?1 AND key = ?2")
-                .and_then(|mut s| s.execute(params![table.name(), sql_key(&key)])),
+            Persist::Remove { table, key } => {
+                self.connection
+                    .prepare_cached("DELETE FROM mirror WHERE tbl = ?1 AND key = ?2")?
+                    .execute(params![table.name(), sql_key(&key)])?;
+            }
         }
-        .map(drop)
-        .map_err(|e| e.to_string())
+        Ok(())
+    }
+
+    /// Keeps the secret that an endpoint had until now, if it is given another one: receivers may still verify with it.
+    fn retire_secret(&self, table: Table, key: &Key, new: &Row) -> Result<(), Stopped> {
+        let Key::Int(id) = key else { return Ok(()) };
+        let Some(endpoint) = EndpointKey::of(table, *id) else { return Ok(()) };
+        let bytes: Option<Vec<u8>> = self
+            .connection
+            .prepare_cached("SELECT row FROM mirror WHERE tbl = ?1 AND key = ?2")
+            .and_then(|mut s| s.query_row(params![table.name(), id], |row| row.get(0)).optional())?;
+        let Some(sealed) = bytes.and_then(|bytes| Row::from_bytes(&bytes)) else { return Ok(()) };
+        let old = self.seal.unseal(table, &sealed)?;
+        let secret = |row: &Row| row.text(secret_column(endpoint)).unwrap_or_default().to_owned();
+        if secret(&old).is_empty() || secret(&old) == secret(new) {
+            return Ok(());
+        }
+        self.connection
+            .prepare_cached("INSERT OR REPLACE INTO old_secret VALUES (?1, ?2, ?3)")?
+            .execute(params![endpoint.to_string(), Micros::now().0, sealed.as_bytes()])?;
+        Ok(())
     }
 
     fn event(&self, event: &EventRecord, news: &mut News) -> rusqlite::Result<()> {
@@ -234,7 +322,8 @@ impl Writer {
             let is_first = self
                 .connection
                 .prepare_cached(
-                    "SELECT 1 FROM delivery WHERE endpoint = ?1 AND lane = ?2 AND status IN (0, 1) LIMIT 1",
+                    "SELECT 1 FROM delivery INDEXED BY delivery_lane
+                     WHERE endpoint = ?1 AND lane = ?2 AND status IN (0, 1) LIMIT 1",
                 )?
                 .query_row(params![endpoint, event.lane], |_| Ok(()))
                 .optional()?
@@ -245,7 +334,10 @@ impl Writer {
                 Purpose::Send => BEHIND,
             };
             self.connection
-                .prepare_cached("INSERT INTO delivery VALUES (?1, ?2, ?3, ?4, ?5, 0, ?6)")?
+                .prepare_cached(
+                    "INSERT INTO delivery (endpoint, event, lane, format, status, attempts, next_at, queued_at)
+                     VALUES (?1, ?2, ?3, ?4, ?5, 0, ?6, ?6)",
+                )?
                 .execute(params![endpoint, seq, event.lane, recipient.format.name(), status, now.0])?;
             if is_first || self.purpose == Purpose::Shadow {
                 news.ready.insert(recipient.endpoint);
@@ -264,7 +356,11 @@ impl Writer {
     fn outcome(&self, outcome: Outcome, news: &mut News) -> rusqlite::Result<()> {
         let endpoint = outcome.endpoint.to_string();
         self.connection
-            .prepare_cached("INSERT OR REPLACE INTO attempt VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)")?
+            .prepare_cached(
+                "INSERT OR REPLACE INTO attempt
+                     (endpoint, event, number, at, http_status, milliseconds, error, answer, replay)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
+            )?
             .execute(params![
                 endpoint,
                 outcome.event,
@@ -272,12 +368,21 @@ impl Writer {
                 outcome.at.0,
                 outcome.http_status,
                 i64::try_from(outcome.milliseconds).unwrap_or(i64::MAX),
-                outcome.error
+                outcome.error,
+                outcome.answer,
+                outcome.replay
             ])?;
         let (status, next_at) = match outcome.verdict {
             Verdict::Delivered => (DELIVERED, outcome.at),
-            Verdict::Dead => (DEAD, outcome.at),
+            Verdict::Dead => {
+                self.count_dead(&endpoint)?;
+                (DEAD, outcome.at)
+            }
             Verdict::Retry(at) => (READY, at),
+            Verdict::Pause => {
+                self.pause(&endpoint, outcome.at)?;
+                (READY, outcome.at)
+            }
         };
         // Only a delivery that is still pending: its endpoint may have been deleted meanwhile.
         self.connection
@@ -289,17 +394,122 @@ impl Writer {
         if status != READY {
             self.promote(&endpoint, &outcome.lane)?;
         }
+        if let Some(breaker) = outcome.breaker {
+            self.breaker(&endpoint, breaker)?;
+        }
+        if outcome.hasten {
+            self.hasten(&endpoint)?;
+        }
         news.ready.insert(outcome.endpoint);
         news.settled.entry(outcome.endpoint).or_default().push(outcome.event);
         Ok(())
     }
 
-    /// The next delivery of a lane becomes ready.
+    /// The endpoint has said that it wants nothing more.
+    fn pause(&self, endpoint: &str, at: Micros) -> rusqlite::Result<()> {
+        self.connection
+            .prepare_cached(
+                "INSERT INTO lane (endpoint, paused_at, paused_by, paused_why)
+                 VALUES (?1, ?2, 'endpoint', 'it answered HTTP 410 Gone')
+                 ON CONFLICT (endpoint) DO UPDATE SET
+                     paused_at = excluded.paused_at, paused_by = excluded.paused_by, paused_why = excluded.paused_why
+                 WHERE paused_at IS NULL",
+            )?
+            .execute(params![endpoint, at.0])?;
+        Ok(())
+    }
+
+    fn breaker(&self, endpoint: &str, breaker: BreakerState) -> rusqlite::Result<()> {
+        let time = |at: Option<Micros>| at.map(|at| at.0);
+        self.connection
+            .prepare_cached(
+                "INSERT INTO lane (endpoint, failures, failing_since, opened_at, probe_at, probes)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6)
+                 ON CONFLICT (endpoint) DO UPDATE SET
+                     failures = ?2, failing_since = ?3, opened_at = ?4, probe_at = ?5, probes = ?6",
+            )?
+            .execute(params![
+                endpoint,
+                breaker.failures,
+                time(breaker.failing_since),
+                time(breaker.opened_at),
+                time(breaker.probe_at),
+                breaker.probes
+            ])?;
+        Ok(())
+    }
+
+    fn count_dead(&self, endpoint: &str) -> rusqlite::Result<()> {
+        self.connection
+            .prepare_cached(
+                "INSERT INTO lane (endpoint, dead) VALUES (?1, 1) ON CONFLICT (endpoint) DO UPDATE SET dead = dead + 1",
+            )?
+            .execute([endpoint])?;
+        Ok(())
+    }
+
+    /// What waits for its next attempt need not wait longer.
+    fn hasten(&self, endpoint: &str) -> rusqlite::Result<()> {
+        self.connection
+            .prepare_cached(
+                "UPDATE delivery SET next_at = ?2 WHERE endpoint = ?1 AND status = 0 AND next_at > ?2",
+            )?
+            .execute(params![endpoint, Micros::now().0])?;
+        Ok(())
+    }
+
+    fn expire(&self, deliveries: &[(EndpointKey, i64)], news: &mut News) -> rusqlite::Result<()> {
+        for (endpoint, event) in deliveries {
+            let name = endpoint.to_string();
+            let pending: Option<(String, i64)> = self
+                .connection
+                .prepare_cached(
+                    "SELECT lane, status FROM delivery WHERE endpoint = ?1 AND event = ?2 AND status IN (0, 1)",
+                )?
+                .query_row(params![name, event], |row| Ok((row.get(0)?, row.get(1)?)))
+                .optional()?;
+            let Some((lane, status)) = pending else { continue };
+            self.connection
+                .prepare_cached("UPDATE delivery SET status = ?3 WHERE endpoint = ?1 AND event = ?2")?
+                .execute(params![name, event, DEAD])?;
+            self.count_dead(&name)?;
+            if status == READY {
+                self.promote(&name, &lane)?;
+                news.ready.insert(*endpoint);
+            }
+        }
+        Ok(())
+    }
+
+    fn purge(&self, events: &[i64]) -> rusqlite::Result<()> {
+        let endpoints: Vec<String> = self
+            .connection
+            .prepare_cached(super::retention::ENDPOINTS)?
+            .query_map([], |row| row.get(0))?
+            .collect::<rusqlite::Result<_>>()?;
+        for event in events {
+            for endpoint in &endpoints {
+                for table in ["attempt", "delivery"] {
+                    self.connection
+                        .prepare_cached(&format!("DELETE FROM {table} WHERE endpoint = ?1 AND event = ?2"))?
+                        .execute(params![endpoint, event])?;
+                }
+            }
+            self.connection.prepare_cached("DELETE FROM body WHERE event = ?1")?.execute([event])?;
+            self.connection.prepare_cached("DELETE FROM event WHERE seq = ?1")?.execute([event])?;
+        }
+        // Gives the room back to the file system, a step at a time.
+        self.connection.execute_batch("PRAGMA incremental_vacuum(1000)")
+    }
+
+    /// The next delivery of a lane becomes ready. Without the index named SQLite would walk through all deliveries ever made to
+    /// the endpoint.
     fn promote(&self, endpoint: &str, lane: &str) -> rusqlite::Result<()> {
         self.connection
             .prepare_cached(
                 "UPDATE delivery SET status = ?3 WHERE endpoint = ?1 AND event =
-                     (SELECT min(event) FROM delivery WHERE endpoint = ?1 AND lane = ?2 AND status IN (0, 1))",
+                     (SELECT min(event) FROM delivery INDEXED BY delivery_lane
+                      WHERE endpoint = ?1 AND lane = ?2 AND status IN (0, 1))",
             )?
             .execute(params![endpoint, lane, READY])?;
         Ok(())

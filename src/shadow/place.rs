@@ -118,6 +118,7 @@ mod tests {
         let endpoint = |path: &str, secret: &str| Endpoint {
             url: format!("http://127.0.0.1:9000{path}"),
             secret: secret.into(),
+            old_secrets: Vec::new(),
             enabled: true,
         };
         places.update(vec![

@@ -6,11 +6,11 @@ use std::path::{Path, PathBuf};
 const VOCABULARY: [&str; 3] = ["change", "schema", "error"];
 
 /// They put the parts together and may import anything.
-const WIRING: [&str; 6] = ["baseline", "capture", "cli", "daemon", "demo", "shadow"];
+const WIRING: [&str; 8] = ["baseline", "capture", "cli", "daemon", "demo", "housekeeping", "room", "shadow"];
 
 /// What each stage may import besides the vocabulary and itself, from left to right. `config` names the types that a key is
 /// parsed into, so it stands to the right of the stages, and no stage reads it.
-const ALLOWED: [(&str, &[&str]); 10] = [
+const ALLOWED: [(&str, &[&str]); 11] = [
     ("change", &[]),
     ("schema", &[]),
     ("error", &[]),
@@ -19,7 +19,8 @@ const ALLOWED: [(&str, &[&str]); 10] = [
     ("event", &["mirror"]),
     ("ledger", &["mirror", "event"]),
     ("delivery", &["event", "ledger"]),
-    ("config", &["source", "event", "delivery"]),
+    ("notify", &["event", "ledger"]),
+    ("config", &["source", "event", "ledger", "delivery", "notify"]),
     ("ops", &["config"]),
 ];
 

@@ -11,18 +11,18 @@ use crate::cli::flagsmith;
 use crate::support::cluster_options;
 use crate::support::process::{Daemon, Installation};
 
-const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
-struct Scene {
-    client: Client,
-    receiver: Receiver,
-    installation: Installation,
+pub(crate) struct Scene {
+    pub(crate) client: Client,
+    pub(crate) receiver: Receiver,
+    pub(crate) installation: Installation,
     _cluster: Cluster,
 }
 
 impl Scene {
     /// Retries come fast, every commit is an event, loopback is allowed.
-    async fn new() -> Scene {
+    pub(crate) async fn new() -> Scene {
         let cluster = Cluster::start(cluster_options()).await.unwrap();
         let receiver = Receiver::start(0).unwrap();
         let client = flagsmith(&cluster, receiver.addr()).await;
@@ -35,35 +35,64 @@ impl Scene {
         Scene { client, receiver, installation, _cluster: cluster }
     }
 
-    async fn sql(&self, sql: &str) {
+    pub(crate) async fn sql(&self, sql: &str) {
         self.client.batch_execute(sql).await.unwrap();
     }
 
     /// Sets the value of the flag with state 1 in Development.
-    async fn set_value(&self, value: &str) {
+    pub(crate) async fn set_value(&self, value: &str) {
         self.sql(&format!(
             "UPDATE features_featurestatevalue SET type = 'unicode', string_value = '{value}' WHERE feature_state_id = 1"
         ))
         .await;
     }
 
+    /// The same scene with another setting.
+    pub(crate) fn with(mut self, key: &str, value: &str) -> Scene {
+        self.installation.set(key, value);
+        self
+    }
+
+    /// Makes flags of their own in Development, with states and values `1001`, `1002` …; none of them is told.
+    pub(crate) async fn flags(&self, count: u32) {
+        for (table, set) in [
+            ("features_feature", "'id', 1000 + n, 'name', 'flag_' || n, 'uuid', gen_random_uuid()"),
+            ("features_featurestate", "'id', 1000 + n, 'feature_id', 1000 + n, 'uuid', gen_random_uuid()"),
+            (
+                "features_featurestatevalue",
+                "'id', 1000 + n, 'feature_state_id', 1000 + n, 'uuid', gen_random_uuid()",
+            ),
+        ] {
+            self.sql(&format!(
+                "INSERT INTO {table} SELECT (jsonb_populate_record(r, jsonb_build_object({set}))).*
+                 FROM {table} r, generate_series(1, {count}) n WHERE r.id = (SELECT min(id) FROM {table})"
+            ))
+            .await;
+        }
+    }
+
+    /// What the daemon says of itself, in JSON.
+    pub(crate) async fn status(&self) -> Json {
+        self.installation.run(&["status", "--json"]).await.json()
+    }
+
     /// Waits until `count` requests have come to `path`.
-    async fn wait_for(&self, path: &str, count: usize) -> Vec<Received> {
+    pub(crate) async fn wait_for(&self, path: &str, count: usize) -> Vec<Received> {
         let all = self.receiver.wait_for(|all| at(all, path).len() >= count, PATIENCE).await;
         at(&all.unwrap_or_else(|all| panic!("{path} got {} of {count}", at(&all, path).len())), path)
     }
 }
 
-fn at(all: &[Received], path: &str) -> Vec<Received> {
+pub(crate) fn at(all: &[Received], path: &str) -> Vec<Received> {
     all.iter().filter(|r| r.path == path).cloned().collect()
 }
 
-fn value(received: &Received) -> String {
+pub(crate) fn value(received: &Received) -> String {
     let body: Json = serde_json::from_slice(&received.body).unwrap();
     body["data"]["new_state"]["feature_state_value"].as_str().unwrap().to_owned()
 }
 
-fn id(received: &Received) -> &str {
+pub(crate) fn id(received: &Received) -> &str {
     received.header("x-flagpost-event-id").unwrap()
 }
 

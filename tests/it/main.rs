@@ -5,6 +5,7 @@
 
 mod architecture;
 mod bad_input;
+mod canary;
 mod cli;
 mod cluster;
 mod crash;
@@ -14,7 +15,9 @@ mod golden;
 mod golden_daemon;
 mod idle;
 mod migration;
+mod notices;
 mod old_flagsmith;
+mod outage;
 mod receiver;
 mod receivers;
 mod replication;

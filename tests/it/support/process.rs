@@ -5,7 +5,7 @@
 //! test has left is killed.
 
 use std::collections::VecDeque;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -51,6 +51,10 @@ impl Output {
 pub(crate) struct Installation {
     variables: Vec<(String, String)>,
     state: TempDir,
+    /// MiB of the file system that the daemon has its state directory on.
+    small_disk: Option<u32>,
+    /// Where standard error goes as well as to the test, whole.
+    log: Option<PathBuf>,
 }
 
 impl Installation {
@@ -58,7 +62,7 @@ impl Installation {
     pub(crate) fn new(url: &str) -> Installation {
         let state = tempfile::tempdir().unwrap();
         let dir = state.path().join("state");
-        Installation { variables: Vec::new(), state }
+        Installation { variables: Vec::new(), state, small_disk: None, log: None }
             .with("FLAGPOST_DATABASE_URL", url)
             .with("FLAGPOST_STATE_DIR", dir.to_str().unwrap())
             .with("FLAGPOST_OPS_LISTEN", "off")
@@ -68,6 +72,19 @@ impl Installation {
     pub(crate) fn with(mut self, key: &str, value: &str) -> Installation {
         self.variables.retain(|(k, _)| k != key);
         self.variables.push((key.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Everything that a process writes to standard error goes into this file.
+    pub(crate) fn log_into(mut self, file: PathBuf) -> Installation {
+        self.log = Some(file);
+        self
+    }
+
+    /// Every process gets its state directory on a file system of its own with so many MiB, which nobody else sees but through
+    /// `/proc/PID/root`.
+    pub(crate) fn on_small_disk(mut self, mebibytes: u32) -> Installation {
+        self.small_disk = Some(mebibytes);
         self
     }
 
@@ -87,15 +104,34 @@ impl Installation {
         self.state.path()
     }
 
+    fn command(&self) -> Command {
+        let binary = env!("CARGO_BIN_EXE_flagpost");
+        let Some(mebibytes) = self.small_disk else { return Command::new(binary) };
+        let state = self.state_dir();
+        std::fs::create_dir_all(&state).unwrap();
+        let mount = format!("mount -t tmpfs -o size={mebibytes}m tmpfs '{}' && exec \"$@\"", state.display());
+        let mut command = Command::new("unshare");
+        // Who is not root may mount in a user namespace of their own.
+        if !rustix::process::geteuid().is_root() {
+            command.arg("--map-root-user");
+        }
+        command.args(["--mount", "sh", "-c", &mount, "sh", binary]);
+        command
+    }
+
     fn spawn(&self, arguments: &[&str]) -> Process {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_flagpost"));
+        let mut command = self.command();
         command.args(arguments).env_clear().current_dir(self.state.path());
         command.env("PATH", std::env::var_os("PATH").unwrap_or_default());
         command.envs(self.variables.iter().map(|(k, v)| (k, v)));
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();
         let stdout = Written::collect(child.stdout.take().unwrap());
-        let stderr = Written::collect(child.stderr.take().unwrap());
+        let file = self
+            .log
+            .as_ref()
+            .map(|path| std::fs::OpenOptions::new().create(true).append(true).open(path).unwrap());
+        let stderr = Written::collect_into(child.stderr.take().unwrap(), file);
         Process { child, stdout, stderr }
     }
 
@@ -217,10 +253,17 @@ struct Written {
 
 impl Written {
     fn collect(pipe: impl Read + Send + 'static) -> Written {
+        Written::collect_into(pipe, None)
+    }
+
+    fn collect_into(pipe: impl Read + Send + 'static, mut file: Option<std::fs::File>) -> Written {
         let lines = Arc::new(Mutex::new(VecDeque::new()));
         let kept = Arc::clone(&lines);
         let reader = std::thread::spawn(move || {
             for line in BufReader::new(pipe).split(b'\n').map_while(Result::ok) {
+                if let Some(file) = &mut file {
+                    file.write_all(&line).and_then(|()| file.write_all(b"\n")).unwrap();
+                }
                 let mut kept = lock(&kept);
                 if kept.len() == LINES {
                     kept.pop_front();

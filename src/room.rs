@@ -1,0 +1,84 @@
+//! A full disk: the daemon reads nothing more, keeps what it has, says what that costs the server, and goes on by itself.
+//!
+//! All stages have ended by then (what was not committed is read again from the checkpoint), so there is nothing to lose and
+//! nothing to send twice but what was under way.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info};
+
+use crate::config::Config;
+use crate::error::Error;
+use crate::ledger::{Ledger, Reader};
+use crate::source::{ConnInfo, connect, slot_facts};
+
+/// So much must be free before it is tried again; twice as much every time it was not enough to get further.
+const ENOUGH: u64 = 4 << 20;
+/// Between two looks at the disk.
+const LOOK: Duration = Duration::from_secs(1);
+/// Between two lines in the log.
+const REMIND: Duration = Duration::from_secs(60);
+
+/// See the module's documentation.
+pub struct Room {
+    directory: PathBuf,
+    database: ConnInfo,
+    slot: String,
+    needed: u64,
+    /// The checkpoint when there was no room last.
+    stuck_at: Option<String>,
+}
+
+impl Room {
+    /// For the state directory and the database of this configuration.
+    pub fn new(config: &Config) -> Room {
+        Room {
+            directory: config.state_dir.clone(),
+            database: config.database.clone(),
+            slot: config.names.slot.clone(),
+            needed: ENOUGH,
+            stuck_at: None,
+        }
+    }
+
+    /// Waits until there is room again; false when told to stop meanwhile.
+    pub async fn wait(&mut self, error: &Error, stop: &CancellationToken) -> bool {
+        let checkpoint = Reader::open(&self.directory).and_then(|r| r.checkpoint()).ok().flatten();
+        let checkpoint = checkpoint.map(|lsn| lsn.to_string());
+        let is_stuck = checkpoint == self.stuck_at && self.stuck_at.is_some();
+        self.needed = if is_stuck { self.needed.saturating_mul(2) } else { ENOUGH };
+        self.stuck_at = checkpoint;
+        let mut reminded: Option<tokio::time::Instant> = None;
+        loop {
+            if reminded.is_none_or(|at| at.elapsed() >= REMIND) {
+                self.tell(error).await;
+                reminded = Some(tokio::time::Instant::now());
+            }
+            if stop.run_until_cancelled(tokio::time::sleep(LOOK)).await.is_none() {
+                return false;
+            }
+            if Ledger::room(&self.directory).is_none_or(|free| free >= self.needed) {
+                info!("there is room on the disk again: going on from the checkpoint");
+                return true;
+            }
+        }
+    }
+
+    async fn tell(&self, error: &Error) {
+        error!(
+            %error,
+            free_bytes = Ledger::room(&self.directory),
+            needed_bytes = self.needed,
+            wal_held_bytes = self.held().await,
+            "reading and sending have stopped until there is room: meanwhile the server keeps its write-ahead log for us"
+        );
+    }
+
+    /// How much of its write-ahead log the server keeps for us; `None` where it does not tell.
+    async fn held(&self) -> Option<i64> {
+        let client = connect(&self.database).await.ok()?;
+        slot_facts(&client, &self.database, &self.slot).await.ok()??.retained_bytes
+    }
+}
