@@ -19,7 +19,7 @@ use crate::baseline;
 use crate::capture::{Capture, Rows};
 use crate::change::Lsn;
 use crate::config::Config;
-use crate::delivery::{Client, Dispatcher, Guard, Options};
+use crate::delivery::{Client, Dispatcher, Options};
 use crate::error::{Error, Kind, Result};
 use crate::event::Engine;
 use crate::housekeeping::Housekeeper;
@@ -230,7 +230,7 @@ struct Running {
 }
 
 fn dispatcher(config: &Config, outlet: Outlet) -> Result<Dispatcher> {
-    let client = Client::new(Guard::new(config.allow.clone()), config.timeouts)?;
+    let client = Client::new(config.client_settings())?;
     let options = Options {
         max_in_flight: config.max_in_flight,
         schedule: config.schedule.clone(),
@@ -294,7 +294,12 @@ where
         config.secret_rotation,
     );
     let housekeeper = tokio::spawn(housekeeper.run(stop.child_token()));
-    let notifier = Notifier::new(notifier_reader, writer.writes.clone(), config.notify.clone());
+    let notifier = Notifier::new(
+        notifier_reader,
+        writer.writes.clone(),
+        config.notify.clone(),
+        Arc::clone(&config.targets),
+    );
     let capture = Capture::new(
         engine,
         checkpoint,
@@ -366,7 +371,7 @@ fn load_engine(config: &Config, ledger: &Ledger, catalog: &Catalog, identity: &I
         mirror,
         identity.system_id.clone(),
         config.settle,
-        config.formats.clone(),
+        config.routing(),
         config.metadata_events,
     );
     let (clock, position) = (ledger.clock()?.unwrap_or_default(), ledger.checkpoint()?.unwrap_or_default());

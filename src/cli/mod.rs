@@ -11,7 +11,6 @@ macro_rules! say {
 
 mod check;
 mod demo;
-mod endpoint_url;
 mod run;
 mod setup;
 mod shadow;

@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::endpoint_url::redacted;
 use super::size;
 use crate::change::Micros;
 use crate::config::Config;
+use crate::delivery::redacted;
 use crate::error::{Error, Result};
 use crate::event::EndpointKey;
 use crate::ledger::{Counts, Endpoint, Ledger, Reader};
@@ -59,6 +59,8 @@ struct EndpointPart {
     /// Without userinfo and query; `None` where the endpoint was deleted.
     url: Option<String>,
     enabled: bool,
+    /// False where the configuration says `verify = false`: TLS is made with whoever answers.
+    tls_verified: bool,
     pending: u64,
     retrying: u64,
     dead: u64,
@@ -133,7 +135,7 @@ fn ledger_part(config: &Config) -> (LedgerPart, Vec<EndpointPart>, u8) {
         let reader = Reader::open(&config.state_dir)?;
         part.checkpoint = reader.checkpoint()?.map(|lsn| lsn.to_string());
         part.events = Some(reader.event_count()?);
-        endpoint_parts(&reader)
+        endpoint_parts(config, &reader)
     };
     match read() {
         Ok(endpoints) => (part, endpoints, 0),
@@ -144,15 +146,20 @@ fn ledger_part(config: &Config) -> (LedgerPart, Vec<EndpointPart>, u8) {
     }
 }
 
-fn endpoint_parts(reader: &Reader) -> Result<Vec<EndpointPart>> {
+fn endpoint_parts(config: &Config, reader: &Reader) -> Result<Vec<EndpointPart>> {
     let mut counts = reader.counts()?;
     let now = Micros::now();
+    let configured = config.targets.configured().iter();
+    let configured = configured.map(|c| (EndpointKey::Configured(c.name), c.endpoint.clone()));
     let mut parts: Vec<EndpointPart> = reader
         .endpoints()?
         .into_iter()
+        .chain(configured)
         .map(|(key, endpoint)| {
             let counts = counts.remove(&key.to_string()).unwrap_or_default();
-            endpoint_part(key.to_string(), Some(&endpoint), counts, now)
+            let options = config.endpoint_options(key, &endpoint.url);
+            let tls_verified = options.is_none_or(|options| options.tls.verifies());
+            EndpointPart { tls_verified, ..endpoint_part(key.to_string(), Some(&endpoint), counts, now) }
         })
         .collect();
     // What is left belongs to endpoints that were deleted.
@@ -163,8 +170,8 @@ fn endpoint_parts(reader: &Reader) -> Result<Vec<EndpointPart>> {
 
 /// By number, so that `environment:10` comes after `environment:9`.
 fn order(key: &str) -> (Option<(&'static str, i64)>, String) {
-    let row = key.parse::<EndpointKey>().ok().map(|key| (key.row().0.name(), key.row().1));
-    (row, key.to_owned())
+    let row = key.parse::<EndpointKey>().ok().and_then(EndpointKey::row);
+    (row.map(|(table, id)| (table.name(), id)), key.to_owned())
 }
 
 fn endpoint_part(key: String, endpoint: Option<&Endpoint>, counts: Counts, now: Micros) -> EndpointPart {
@@ -173,6 +180,7 @@ fn endpoint_part(key: String, endpoint: Option<&Endpoint>, counts: Counts, now: 
         endpoint: key,
         url: endpoint.map(|endpoint| redacted(&endpoint.url)),
         enabled: endpoint.is_some_and(|endpoint| endpoint.enabled),
+        tls_verified: true,
         pending: counts.pending,
         retrying: counts.retrying,
         dead: counts.dead,
@@ -261,7 +269,11 @@ fn cells(part: &EndpointPart) -> [String; 8] {
         part.dead.to_string(),
         part.delivered.to_string(),
         oldest.unwrap_or_else(|| "-".into()),
-        part.url.clone().unwrap_or_else(|| "(deleted)".into()),
+        format!(
+            "{}{}",
+            part.url.as_deref().unwrap_or("(deleted)"),
+            if part.tls_verified { "" } else { "  TLS IS NOT VERIFIED" }
+        ),
     ]
 }
 

@@ -25,7 +25,7 @@ use crate::schema::{api_key, user};
 pub use engine::{Effect, Engine, Out, Settle};
 pub use format::Format;
 pub use id::EventId;
-pub use route::{EndpointKey, Formats, Recipient, recipients};
+pub use route::{EndpointKey, EndpointName, Formats, Recipient, Routing, Subscription, Wanted, recipients};
 
 /// `event_type` of a body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -41,6 +41,10 @@ pub enum Kind {
 }
 
 impl Kind {
+    /// All of them.
+    pub const ALL: [Kind; 4] =
+        [Kind::FlagUpdated, Kind::FlagDeleted, Kind::NewVersionPublished, Kind::AuditLogCreated];
+
     /// The name in bodies, in the ledger and in event ids.
     pub fn name(self) -> &'static str {
         match self {

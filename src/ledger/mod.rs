@@ -11,7 +11,6 @@ mod record;
 mod retention;
 mod schema;
 mod seal;
-mod shown_url;
 mod writer;
 
 use std::fs::{self, File, OpenOptions, TryLockError};
@@ -33,7 +32,6 @@ pub use record::{
     BreakerState, Counts, Due, EventRecord, LaneState, Outcome, Owner, Pause, Purpose, Verdict, Write,
 };
 pub use retention::{Finished, Retention};
-pub use shown_url::shown_url;
 pub use writer::{News, Newsstand};
 
 use seal::Seal;
