@@ -10,7 +10,7 @@ use super::clicks::Action;
 use super::database::{Database, Record, record, row, time};
 use super::desk::Content;
 use super::play::{Daemon, Told};
-use super::schedule::{Plan, Start};
+use super::schedule::{Plan, RequestAction, Start};
 use super::telling::{BEGIN, Click, Story, beginning};
 use super::versions::{Edit, VersionAction};
 use super::{judged, restarted, same};
@@ -367,4 +367,25 @@ fn a_restart_forgets_a_superseded_version_no_sooner_than_its_window_ends() {
     assert_eq!(story.beats.len(), 3, "the version is published before the option comes");
     let uninterrupted = restarted(&story, |_| false);
     assert_eq!(same(&uninterrupted, &restarted(&story, |_| true)), Ok(()));
+}
+
+/// SEMANTICS.md §5, Scheduled changes. The state that a change request has scheduled for a segment hangs on the same override as the
+/// state in force; when versioning is turned on they come to two versions. What another version supersedes goes, the override stays.
+#[test]
+fn a_scheduled_state_keeps_the_override_that_it_shares_with_a_superseded_version() {
+    let (content, enabled) = (Content::Int(1), false);
+    let story = Story::tell(&[
+        click(Action::CreateSegmentOverride { feature: 0, environment: 0, segment: 0, content, enabled }),
+        click(Action::Request(RequestAction::Make {
+            state: 2,
+            toggle: true,
+            content: None,
+            plan: Plan::Ahead(5_000),
+        })),
+        click(Action::Version(VersionAction::Enable { environment: 0 })),
+        make(2, Plan::Now),
+    ]);
+    assert_eq!(judged(&story), Ok(()));
+    let told = restarted(&story, |_| false);
+    assert!(actions(&told).contains(&"scheduled;scope=segment"), "{:?}", actions(&told));
 }
