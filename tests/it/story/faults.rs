@@ -1,6 +1,7 @@
 //! Histories that the stories found, each shrunk to what it needs, and what is right in it.
 
 use flagpost::change::{Field, Key, Lsn, Micros, Op, Row, RowChange, Transaction};
+use flagpost::event::Kind;
 use flagpost::schema::{
     Table, change_request, environment, feature, feature_segment, feature_state, feature_version, mv_value,
     state_history, state_value,
@@ -388,4 +389,25 @@ fn a_scheduled_state_keeps_the_override_that_it_shares_with_a_superseded_version
     assert_eq!(judged(&story), Ok(()));
     let told = restarted(&story, |_| false);
     assert!(actions(&told).contains(&"scheduled;scope=segment"), "{:?}", actions(&told));
+}
+
+/// SEMANTICS.md §5, Versioned environments: a state outside the live version is not in force. A version made of an override that a
+/// change request had scheduled has no state for everybody; the state that an earlier request had superseded does not come back.
+#[test]
+fn a_version_of_an_override_alone_brings_no_superseded_state_back() {
+    let (content, enabled) = (Content::Int(1), false);
+    let request = |state, plan| {
+        let content = None;
+        click(Action::Request(RequestAction::Make { state, toggle: true, content, plan }))
+    };
+    let story = Story::tell(&[
+        click(Action::CreateSegmentOverride { feature: 0, environment: 0, segment: 0, content, enabled }),
+        request(0, Plan::Now),
+        request(2, Plan::Ahead(5_000)),
+        click(Action::Version(VersionAction::Enable { environment: 0 })),
+    ]);
+    assert_eq!(judged(&story), Ok(()));
+    let told = restarted(&story, |_| false);
+    let deleted = told.iter().filter(|told| told.kind == Kind::FlagDeleted).map(|told| told.action.as_str());
+    assert_eq!(deleted.collect::<Vec<_>>(), ["scheduled;scope=default"]);
 }
