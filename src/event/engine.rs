@@ -159,7 +159,8 @@ impl Engine {
     pub fn silence(&mut self, now: Micros, out: Out<'_>) {
         while let Some(at) = self.next_deadline().filter(|at| *at <= now) {
             match self.deadlines.first().copied() {
-                Some((deadline, slot)) if deadline == at => {
+                // At a moment at which something goes live that comes first: what has changed before it belongs to before.
+                Some((_, slot)) if self.timers.next().is_none_or(|timer| timer > at) => {
                     self.close(&slot, at.max(self.told_until()), out);
                 }
                 _ => self.fire(out),

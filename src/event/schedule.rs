@@ -142,7 +142,9 @@ impl Engine {
         }
         let commit = Commit { end_lsn: self.position, xid: 0, time: at };
         for slot in versions {
-            self.version_goes_live(&slot, commit, out);
+            for told in self.version_goes_live(&slot, commit, out) {
+                states.remove(&told);
+            }
         }
         for slot in states {
             let state = self.mirror.in_force(&slot, at).map_or(0, |view| view.state_id());
@@ -151,7 +153,8 @@ impl Engine {
         }
     }
 
-    fn version_goes_live(&mut self, slot: &Slot, commit: Commit, out: Out<'_>) {
+    /// The flag values that this has told of.
+    fn version_goes_live(&mut self, slot: &Slot, commit: Commit, out: Out<'_>) -> Vec<Slot> {
         let at = commit.time;
         let name = self.mirror.live_version_id(slot, at).unwrap_or_default().to_owned();
         let cause = Cause::Schedule { name, commit };
@@ -165,6 +168,7 @@ impl Engine {
             None => self.mirror.live_version_id(slot, just_before(at)).map(str::to_owned),
         };
         self.version_changed(slot, live_before.as_deref(), at.max(self.told_until()), &cause, out);
+        slots
     }
 
     fn go_live(&mut self, slot: &Slot, at: Micros, cause: &Cause, out: Out<'_>) {

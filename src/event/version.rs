@@ -49,10 +49,13 @@ impl Engine {
         }
     }
 
-    /// Forgets all versions that others have superseded: a snapshot brings them.
+    /// Forgets all versions that others have superseded: a snapshot brings them. Where a change of versions is still open, what it
+    /// supersedes is forgotten when that closes, as it would have been without a restart.
     pub fn forget_all_superseded(&mut self, out: Out<'_>) {
         for (feature, environment) in self.mirror.versioned_flags() {
-            self.forget_superseded(feature, environment, self.clock(), out);
+            if !self.groups.contains_key(&Slot { feature, environment, target: Target::Version }) {
+                self.forget_superseded(feature, environment, self.clock(), out);
+            }
         }
     }
 

@@ -322,7 +322,8 @@ impl Mirror {
                 self.discard(Table::MvValue, &Key::Int(variant), out);
             }
             self.discard(Table::FeatureState, &Key::Int(state), out);
-            if let Some(segment) = segment {
+            // A state that was scheduled before there were versions hangs on the same override, and still waits.
+            if let Some(segment) = segment.filter(|segment| !self.states_by_override.contains(*segment)) {
                 self.discard(Table::FeatureSegment, &Key::Int(segment), out);
             }
         }

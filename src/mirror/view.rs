@@ -232,15 +232,16 @@ impl Mirror {
             .is_some_and(|row| row.flag(environment::USE_V2_FEATURE_VERSIONING));
         let is_superseded = is_versioned
             && state.is_null(feature_state::IDENTITY_ID)
-            && live.is_some_and(|live| self.has_default_state(slot, live));
+            && live.is_some_and(|live| self.has_states(slot, live));
         !is_superseded && self.state_goes_live(state).is_some_and(|live_from| live_from <= at)
     }
 
-    /// Whether a version has its state for everybody, which every version has.
-    fn has_default_state(&self, slot: &Slot, version: &str) -> bool {
-        let default = Slot { target: super::Target::Default, ..*slot };
-        self.slots
-            .states(&default)
+    /// Whether a version has states. Most have one for everybody; one that was made of a scheduled override has only that.
+    fn has_states(&self, slot: &Slot, version: &str) -> bool {
+        self.slots_of(slot.feature, Some(slot.environment))
+            // They come last, a great many, and are outside versions.
+            .take_while(|slot| !matches!(slot.target, super::Target::Identity(_)))
+            .flat_map(|slot| self.slots.states(&slot))
             .filter_map(|id| self.row_by_id(Table::FeatureState, id))
             .any(|state| state.text(feature_state::ENVIRONMENT_FEATURE_VERSION_ID) == Some(version))
     }

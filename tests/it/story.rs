@@ -6,32 +6,36 @@
 
 mod births;
 mod clicks;
+mod coverage;
 mod database;
 mod desk;
 mod faults;
 mod oracle;
 mod play;
 mod receiver;
+mod schedule;
 mod telling;
+mod versions;
 mod wild;
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
-use flagpost::event::{EventId, Kind, Recipient};
+use flagpost::change::Micros;
+use flagpost::event::{EndpointKey, EventId, Format, Kind, Recipient};
 use proptest::collection::vec;
 use proptest::prelude::*;
 
 use database::Database;
-use oracle::{environment_is_alive, flag_values, recipients};
+use oracle::{FlagValue, dead_features, recipients};
 use play::{Daemon, Told};
 use receiver::{FlagEvent, Receiver};
-use telling::{Click, Story, beginning, click};
+use telling::{Click, Story, Truth, beginning, click, is_gone_by};
 use wild::{Burst, burst};
 
 /// Stories a property; `PROPTEST_CASES` overrides it.
 const CASES: u32 = 256;
 /// Clicks of a story.
-const LENGTH: std::ops::Range<usize> = 1..24;
+const LENGTH: std::ops::Range<usize> = 1..32;
 
 fn cases() -> u32 {
     std::env::var("PROPTEST_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(CASES)
@@ -42,10 +46,13 @@ type Verdict = Result<(), String>;
 
 /// Plays a story with the daemon running all the time, and has the receiver follow it.
 fn followed(story: &Story) -> Result<Vec<Told>, String> {
-    let mut daemon = Daemon::new(&story.begin);
+    let mut daemon = Daemon::from_snapshot(&story.begin, story.begin_time);
     let mut receiver = Receiver::default();
-    receiver.is_told(&story.known_before());
+    let before = Truth::of(&story.begin, story.begin_time);
+    receiver.is_told(&before.flags);
+    receiver.is_told_of_versions(&before.versions);
     let mut all = Vec::new();
+    let mut once_dead: BTreeSet<i64> = dead_features(&story.begin).into_iter().collect();
     let nobody_dead = Vec::new();
     let before = recipients(&story.begin);
     let (mut dead, mut to) = (&nobody_dead, &before);
@@ -61,54 +68,117 @@ fn followed(story: &Story) -> Result<Vec<Told>, String> {
                     }
                     receiver.takes(event)?;
                 }
+                if let Some(flag) = told.version_of {
+                    if dead.contains(&flag.1) {
+                        return Err(format!("told below a deletion: {}", told.current));
+                    }
+                    let to = to[&flag.1].iter().filter(|to| is_of_versions(to));
+                    if !to.eq(&told.recipients) {
+                        return Err(format!("not to its environment's: {told}"));
+                    }
+                    receiver.takes_version(flag, &told)?;
+                }
                 all.push(told);
             }
             Ok(())
         };
     for beat in &story.beats {
-        daemon.silence(beat.transaction.commit_time);
+        if let Some(truth) = &beat.quiet {
+            daemon.silence(truth.at);
+            follow(&mut daemon, &mut receiver, dead, to)?;
+            let is_sure = |flag: &FlagValue| !is_gone_by(flag, &story.end);
+            knows(&receiver, &truth.as_seen_from(&story.end), is_sure, dead, &once_dead)?;
+        }
+        daemon.silence(beat.heard.unwrap_or(beat.transaction.commit_time));
         follow(&mut daemon, &mut receiver, dead, to)?;
         daemon.transaction(&beat.transaction, &story.end);
         (dead, to) = (&beat.dead, &beat.recipients);
         follow(&mut daemon, &mut receiver, dead, to)?;
         receiver.is_told(&beat.told_otherwise);
+        once_dead.extend(&beat.dead_features);
     }
-    daemon.silence(story.end_time);
-    follow(&mut daemon, &mut receiver, dead, to)?;
-    if daemon.open_groups() > 0 {
-        return Err("a group never closes".into());
+    for end in [story.end_time, story.far_end()] {
+        daemon.silence(end);
+        follow(&mut daemon, &mut receiver, dead, to)?;
+        if daemon.open_groups() > 0 {
+            return Err("a group never closes".into());
+        }
+        knows(&receiver, &Truth::of(&story.end, end), |_| true, dead, &once_dead)?;
     }
-    knows_the_end(story, &receiver)?;
     Ok(all)
 }
 
-/// Below what is alive the receiver knows exactly what the tables say.
-fn knows_the_end(story: &Story, receiver: &Receiver) -> Verdict {
-    let is = flag_values(&story.end, story.end_time);
-    for (flag, visible) in &is {
+fn is_of_versions(to: &Recipient) -> bool {
+    matches!(to.endpoint, EndpointKey::Environment(_)) && to.format == Format::Current
+}
+
+/// Below what is alive the receiver knows exactly what the tables say, and of every feature that always was the version that is
+/// live, unless it is one that nobody published.
+fn knows(
+    receiver: &Receiver,
+    truth: &Truth,
+    is_sure: impl Fn(&FlagValue) -> bool,
+    dead: &[i64],
+    once_dead: &BTreeSet<i64>,
+) -> Verdict {
+    let at = truth.at.0;
+    for (flag, visible) in &truth.flags {
         let known = receiver.known().get(flag);
         if known != Some(visible) {
-            return Err(format!("{flag:?} is {visible:?}, but the receiver knows {known:?}"));
+            return Err(format!("{flag:?} is {visible:?} at {at}, but the receiver knows {known:?}"));
         }
     }
     for (flag, known) in receiver.known() {
-        if environment_is_alive(&story.end, flag.environment) && !is.contains_key(flag) {
-            return Err(format!("{flag:?} is gone, but the receiver knows {known:?}"));
+        if is_sure(flag) && !dead.contains(&flag.environment) && !truth.flags.contains_key(flag) {
+            return Err(format!("{flag:?} is gone at {at}, but the receiver knows {known:?}"));
+        }
+    }
+    for (flag, live) in &truth.versions {
+        let known = receiver.version(*flag);
+        if live.follows_another && known != Some(&live.uuid) && !once_dead.contains(&flag.0) {
+            return Err(format!(
+                "{} is live in {flag:?} at {at}, but the receiver knows {known:?}",
+                live.uuid
+            ));
         }
     }
     Ok(())
 }
 
-/// Plays a story with a restart after each transaction for which `restarts` says so.
+/// Plays a story with a restart after each transaction for which `restarts` says so. The server's clock is heard only where the
+/// story needs it.
 fn restarted(story: &Story, restarts: impl Fn(usize) -> bool) -> Vec<Told> {
-    let mut daemon = Daemon::new(&story.begin);
+    let mut daemon = Daemon::from_snapshot(&story.begin, story.begin_time);
     for (number, beat) in story.beats.iter().enumerate() {
+        if let Some(heard) = beat.heard {
+            daemon.silence(heard);
+            if restarts(number) {
+                daemon.restart();
+            }
+        }
         daemon.transaction(&beat.transaction, &story.end);
         if restarts(number) {
             daemon.restart();
         }
     }
+    daemon.silence(story.far_end());
+    daemon.told()
+}
+
+/// The same with the daemon down while something goes live: each start hears how late it is before anything else, and the daemon
+/// stops again before the next transaction comes.
+fn started_late(story: &Story) -> Vec<Told> {
+    let mut daemon = Daemon::from_snapshot(&story.begin, story.begin_time);
+    for beat in &story.beats {
+        daemon.restart();
+        daemon.silence(beat.heard.unwrap_or(Micros(beat.transaction.commit_time.0 - 1)));
+        daemon.restart();
+        daemon.transaction(&beat.transaction, &story.end);
+    }
+    daemon.restart();
     daemon.silence(story.end_time);
+    daemon.restart();
+    daemon.silence(story.far_end());
     daemon.told()
 }
 
@@ -137,8 +207,11 @@ fn ids_are_unique(told: &[Told]) -> Verdict {
     Ok(())
 }
 
-fn judged(clicks: &[Click]) -> Verdict {
-    ids_are_unique(&followed(&Story::tell(clicks))?)
+fn judged(story: &Story) -> Verdict {
+    let told = followed(story)?;
+    ids_are_unique(&told)?;
+    // Silence between the transactions has told nothing else than the transactions would have.
+    same(&told, &restarted(story, |_| false))
 }
 
 /// Whether a restart is harmless after those transactions, given the number and the count of all.
@@ -191,7 +264,12 @@ proptest! {
 
     #[test]
     fn who_knows_only_the_events_knows_every_flag(clicks in vec(click(), LENGTH)) {
-        check(judged(&clicks))?;
+        check(judged(&Story::tell(&clicks)))?;
+    }
+
+    #[test]
+    fn who_begins_in_the_middle_of_a_history_knows_every_flag_too(before in vec(click(), LENGTH), clicks in vec(click(), LENGTH)) {
+        check(judged(&Story::tell_after(&before, &clicks)))?;
     }
 
     #[test]
@@ -207,5 +285,11 @@ proptest! {
     #[test]
     fn a_restart_after_every_transaction_changes_no_event(clicks in vec(click(), LENGTH)) {
         check(survives(&clicks, |_, _| true))?;
+    }
+
+    #[test]
+    fn a_daemon_that_is_down_most_of_the_time_tells_the_same(clicks in vec(click(), LENGTH)) {
+        let story = Story::tell(&clicks);
+        check(same(&restarted(&story, |_| false), &started_late(&story)))?;
     }
 }

@@ -5,13 +5,17 @@
 
 use flagpost::change::Key;
 use flagpost::schema::{
-    Table, audit_log, environment, environment_webhook, feature, feature_segment, feature_state, identity,
-    mv_option, mv_value, organisation, organisation_webhook, project, segment, state_value,
+    Table, audit_log, environment, environment_webhook, feature, feature_segment, feature_state,
+    feature_version, identity, mv_option, mv_value, organisation, organisation_webhook, project, segment,
+    state_value,
 };
 
 use super::database::{Database, Record, Write, int, record};
 use super::desk::{Content, Desk, Holder};
+use super::oracle::is_versioned;
 use super::play::CLASSIC_URL;
+use super::schedule::RequestAction;
+use super::versions::VersionAction;
 
 /// Chooses among what is there.
 pub(super) type Pick = u8;
@@ -98,6 +102,7 @@ pub(super) enum Action {
     CreateEnvironment {
         project: Pick,
         enabled: bool,
+        is_versioned: bool,
     },
     CloneEnvironment {
         which: Pick,
@@ -124,6 +129,8 @@ pub(super) enum Action {
     Audit {
         environment: Pick,
     },
+    Version(VersionAction),
+    Request(RequestAction),
 }
 
 /// What a click leads to.
@@ -133,11 +140,11 @@ pub(super) struct Script {
     pub(super) born: Option<i64>,
 }
 
-fn nth(ids: &[i64], pick: Pick) -> Option<i64> {
+pub(super) fn nth(ids: &[i64], pick: Pick) -> Option<i64> {
     ids.get(usize::from(pick) % ids.len().max(1)).copied()
 }
 
-fn alive(database: &Database, table: Table, deleted_at: usize) -> Vec<i64> {
+pub(super) fn alive(database: &Database, table: Table, deleted_at: usize) -> Vec<i64> {
     database.rows(table).filter(|r| r[deleted_at].is_none()).filter_map(|r| int(r, 0)).collect()
 }
 
@@ -152,8 +159,7 @@ pub(super) fn states(database: &Database, which: impl Fn(&Record) -> bool) -> Ve
 }
 
 /// The script of an action; `None` when there is nothing to do it to.
-pub(super) fn script(database: &mut Database, action: &Action, user: i64, at_once: bool) -> Option<Script> {
-    let mut desk = Desk { database, user, at_once, steps: Vec::new() };
+pub(super) fn script(mut desk: Desk<'_>, action: &Action) -> Option<Script> {
     let born = desk.act(action)?;
     Some(Script { steps: desk.steps, born })
 }
@@ -250,9 +256,10 @@ impl Desk<'_> {
                 let which = nth(&ids(self.database, Table::Feature), which)?;
                 self.cascade(Table::Feature, which, parent_first);
             }
-            Action::CreateEnvironment { project, enabled } => {
+            Action::CreateEnvironment { project, enabled, is_versioned } => {
                 let projects = alive(self.database, Table::Project, project::DELETED_AT);
-                return Some(Some(self.create_environment(nth(&projects, project)?, enabled)));
+                let project = nth(&projects, project)?;
+                return Some(Some(self.create_environment(project, enabled, is_versioned)));
             }
             Action::CloneEnvironment { which } => {
                 let which = nth(&self.environments(), which)?;
@@ -291,11 +298,13 @@ impl Desk<'_> {
                 ];
                 self.then(vec![Write::Insert(Table::AuditLog, record(Table::AuditLog, &new))]);
             }
+            Action::Version(ref action) => self.act_on_versions(action)?,
+            Action::Request(ref action) => self.act_on_requests(action)?,
         }
         Some(None)
     }
 
-    fn cascade(&mut self, table: Table, id: i64, parent_first: bool) {
+    pub(super) fn cascade(&mut self, table: Table, id: i64, parent_first: bool) {
         self.then(vec![Write::Cascade { table, key: Key::Int(id), user: self.user, parent_first }]);
     }
 
@@ -310,15 +319,18 @@ impl Desk<'_> {
             (feature::DEFAULT_ENABLED, if enabled { "t" } else { "f" }.to_owned()),
             (feature::TYPE, kind.to_owned()),
         ];
-        self.then(vec![Write::Insert(Table::Feature, record(Table::Feature, &new))]);
+        // The feature comes with all its states in one transaction, its options one after the other.
+        let mut all = vec![Write::Insert(Table::Feature, record(Table::Feature, &new))];
         let environments = self.environments_of(project);
         let mut made = Vec::new();
         for environment in environments {
-            let (state, mut writes) = self.state(id, environment, Holder::Everybody, enabled);
-            writes.extend(self.value(state, content));
-            self.then(writes);
+            let is_versioned = is_versioned(self.database, environment);
+            let (state, writes) = self.first_state(id, environment, enabled, is_versioned);
+            all.extend(writes);
+            all.extend(self.value(state, content));
             made.push(state);
         }
+        self.then(all);
         for option in 0..options {
             let (option, insert) = self.option(id, Content::Text(option));
             let mut writes = vec![insert];
@@ -385,6 +397,7 @@ impl Desk<'_> {
         let project = project_of(Table::Feature, feature, feature::PROJECT_ID)?;
         if project_of(Table::Environment, environment, environment::PROJECT_ID)? != project
             || project_of(Table::Segment, segment, segment::PROJECT_ID)? != project
+            || is_versioned(self.database, environment)
         {
             return None;
         }
@@ -423,11 +436,9 @@ impl Desk<'_> {
         let (state, mut writes) = self.state(feature, environment, holder, enabled);
         writes.extend(self.value(state, Content::Null));
         let Some(Write::Insert(_, value)) = writes.get(2) else { return };
-        let value = Key::parse(value[0].as_deref().unwrap());
+        let value = int(value, state_value::ID).unwrap();
         self.then(writes);
-        let columns = content.columns().into_iter().enumerate();
-        let set = columns.map(|(i, text)| (state_value::TYPE + i, text)).collect();
-        self.then(vec![Write::Update(Table::StateValue, value, set)]);
+        self.then(vec![Desk::new_content(value, content)]);
         self.then(vec![self.value_history(state, "~")]);
         let variants = self.variants(state, &self.options_of(feature, 20));
         if !variants.is_empty() {
@@ -437,11 +448,14 @@ impl Desk<'_> {
 
     fn overrides_of(&self, feature: i64, environment: i64) -> Vec<i64> {
         let all = self.database.with(Table::FeatureSegment, feature_segment::FEATURE_ID, feature);
-        let here = all.filter(|o| int(o, feature_segment::ENVIRONMENT_ID) == Some(environment));
+        let here = all.filter(|o| {
+            int(o, feature_segment::ENVIRONMENT_ID) == Some(environment)
+                && o[feature_segment::ENVIRONMENT_FEATURE_VERSION_ID].is_none()
+        });
         here.filter_map(|o| int(o, 0)).collect()
     }
 
-    fn soft_delete_state(&mut self, state: i64) {
+    pub(super) fn soft_delete_state(&mut self, state: i64) {
         self.then(vec![Desk::mark(Table::FeatureState, state, feature_state::DELETED_AT)]);
         let values = self.ids_with(Table::StateValue, state_value::FEATURE_STATE_ID, state);
         let marks = values.into_iter().map(|v| Desk::mark(Table::StateValue, v, state_value::DELETED_AT));
@@ -465,10 +479,15 @@ impl Desk<'_> {
         for option in self.ids_with(Table::MvOption, mv_option::FEATURE_ID, feature) {
             self.cascade(Table::MvOption, option, false);
         }
+        let versions = self.database.with(Table::FeatureVersion, feature_version::FEATURE_ID, feature);
+        let versions = versions.filter(|v| v[feature_version::DELETED_AT].is_none());
+        for version in versions.cloned().collect::<Vec<_>>() {
+            self.mark_version(&version);
+        }
     }
 
     /// Segment overrides go by real deletes, everything else is marked.
-    fn delete_below(&mut self, state: &Record) {
+    pub(super) fn delete_below(&mut self, state: &Record) {
         match int(state, feature_state::FEATURE_SEGMENT_ID) {
             Some(id) => self.cascade(Table::FeatureSegment, id, true),
             None => self.soft_delete_state(int(state, feature_state::ID).unwrap()),

@@ -6,12 +6,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use flagpost::change::{Field, Key, Micros, Op, Row, RowChange};
 use flagpost::schema::{
-    Table, environment, environment_webhook, feature, feature_segment, feature_state, feature_version,
-    identity, mv_history, mv_option, mv_value, organisation_webhook, project, segment, state_history,
-    state_value, value_history,
+    Table, change_request, environment, environment_webhook, feature, feature_segment, feature_state,
+    feature_version, identity, mv_history, mv_option, mv_value, organisation_webhook, project, segment,
+    state_history, state_value, value_history,
 };
 
-/// A row: a text or NULL per column.
+/// A row: a text or NULL per column. In a statement the text `@N` stands for the moment of its commit and N microseconds.
 pub(super) type Record = Vec<Option<String>>;
 
 /// One statement.
@@ -39,6 +39,16 @@ pub(super) enum Write {
     ToggleAll {
         environment: i64,
     },
+    /// A version is published, unless it is live already.
+    Publish {
+        version: Key,
+        set: Vec<(usize, Option<String>)>,
+    },
+    /// The states of a change request get the next version of their flag, and `live_from` where they have none that is to come.
+    CommitStates {
+        request: i64,
+        now: String,
+    },
 }
 
 /// Columns that refer to other tables.
@@ -51,6 +61,8 @@ const FOREIGN_KEYS: &[(Table, usize, Table)] = &[
     (Table::Feature, feature::PROJECT_ID, Table::Project),
     (Table::Identity, identity::ENVIRONMENT_ID, Table::Environment),
     (Table::MvOption, mv_option::FEATURE_ID, Table::Feature),
+    (Table::ChangeRequest, change_request::ENVIRONMENT_ID, Table::Environment),
+    (Table::FeatureVersion, feature_version::CHANGE_REQUEST_ID, Table::ChangeRequest),
     (Table::FeatureVersion, feature_version::FEATURE_ID, Table::Feature),
     (Table::FeatureVersion, feature_version::ENVIRONMENT_ID, Table::Environment),
     (Table::FeatureSegment, feature_segment::FEATURE_ID, Table::Feature),
@@ -89,6 +101,7 @@ const UNIQUE: &[(Table, &[usize], Option<usize>)] = &[
             feature_state::FEATURE_SEGMENT_ID,
             feature_state::CHANGE_REQUEST_ID,
             feature_state::ENVIRONMENT_FEATURE_VERSION_ID,
+            feature_state::VERSION,
         ],
         Some(feature_state::DELETED_AT),
     ),
@@ -98,6 +111,25 @@ const UNIQUE: &[(Table, &[usize], Option<usize>)] = &[
 
 /// A text of this length is stored out of line: the stream leaves it out where it did not change.
 const TOASTED: usize = 24;
+
+/// Whether a column is of a type that can be stored out of line; moments and uuids are not.
+fn is_text(column: &str) -> bool {
+    matches!(
+        column,
+        "name"
+            | "description"
+            | "initial_value"
+            | "string_value"
+            | "url"
+            | "secret"
+            | "identifier"
+            | "title"
+            | "log"
+    )
+}
+
+/// What goes live sooner than this, in microseconds, is not published anew: it could be live before that is committed.
+pub(super) const SOON: i64 = 50_000;
 
 #[derive(Debug, Clone, Default)]
 pub(super) struct Database {
@@ -124,6 +156,14 @@ pub(super) fn record(table: Table, fields: &[(usize, String)]) -> Record {
 /// A moment as PostgreSQL writes it.
 pub(super) fn time(at: Micros) -> String {
     jiff::Timestamp::from_microsecond(at.0).unwrap().strftime("%F %T%.6f+00").to_string()
+}
+
+/// What a text of a statement stands for.
+fn at(text: &str, now: Micros) -> String {
+    match text.strip_prefix('@').map(str::parse::<i64>) {
+        Some(Ok(offset)) => time(Micros(now.0 + offset)),
+        _ => text.to_owned(),
+    }
 }
 
 pub(super) fn int(record: &Record, column: usize) -> Option<i64> {
@@ -207,6 +247,19 @@ impl Database {
                 }
                 true
             }
+            Write::Publish { version, set } => {
+                let row = self.get(Table::FeatureVersion, version);
+                let live_from =
+                    row.and_then(|row| Micros::parse(row[feature_version::LIVE_FROM].as_deref()?));
+                if live_from.is_none_or(|live_from| live_from.0 > session.now.0 + SOON) {
+                    self.update(Table::FeatureVersion, version, set, session);
+                }
+                true
+            }
+            Write::CommitStates { request, now } => {
+                self.commit_states(*request, &at(now, session.now), session);
+                true
+            }
         }
     }
 
@@ -224,7 +277,29 @@ impl Database {
         self.put(table, key.clone(), record);
     }
 
+    fn commit_states(&mut self, request: i64, now: &str, session: &mut Session) {
+        let states = self.with(Table::FeatureState, feature_state::CHANGE_REQUEST_ID, request);
+        for state in states.cloned().collect::<Vec<_>>() {
+            let of_flag = |other: &&Record| {
+                [feature_state::ENVIRONMENT_ID, feature_state::IDENTITY_ID, feature_state::FEATURE_SEGMENT_ID]
+                    .into_iter()
+                    .all(|column| other[column] == state[column])
+            };
+            let feature = int(&state, feature_state::FEATURE_ID).unwrap();
+            let all = self.with(Table::FeatureState, feature_state::FEATURE_ID, feature).filter(of_flag);
+            let last = all.filter_map(|other| int(other, feature_state::VERSION)).max().unwrap_or(0);
+            let moment = |text: &str| Micros::parse(text).unwrap();
+            let live_from = state[feature_state::LIVE_FROM].as_deref().filter(|at| moment(at) > moment(now));
+            let set = [
+                (feature_state::VERSION, Some((last + 1).to_string())),
+                (feature_state::LIVE_FROM, Some(live_from.unwrap_or(now).to_owned())),
+            ];
+            self.update(Table::FeatureState, &key(&state), &set, session);
+        }
+    }
+
     fn insert(&mut self, table: Table, record: Record, session: &mut Session) -> bool {
+        let record: Record = record.into_iter().map(|text| Some(at(&text?, session.now))).collect();
         let key = key(&record);
         if self.get(table, &key).is_some() || self.conflicts(table, &record) {
             return false;
@@ -247,14 +322,18 @@ impl Database {
         let Some(old) = self.get(table, key) else { return };
         let mut new = old.clone();
         for (column, text) in set {
-            new[*column] = text.clone();
+            new[*column] = text.as_deref().map(|text| at(text, session.now));
         }
         let fields: Vec<Field<'_>> = new
             .iter()
             .enumerate()
             .map(|(column, text)| match text.as_deref() {
                 None => Field::Null,
-                Some(text) if text.len() >= TOASTED && set.iter().all(|(c, _)| *c != column) => {
+                Some(text)
+                    if text.len() >= TOASTED
+                        && is_text(table.columns()[column].name)
+                        && set.iter().all(|(c, _)| *c != column) =>
+                {
                     Field::Unchanged
                 }
                 Some(text) => Field::Text(text),
@@ -273,6 +352,9 @@ impl Database {
     }
 
     fn cascade(&mut self, table: Table, key: &Key, user: i64, parent_first: bool, session: &mut Session) {
+        if self.get(table, key).is_none() {
+            return;
+        }
         let state = if let (Table::FeatureState, Key::Int(id)) = (table, key) { Some(*id) } else { None };
         if parent_first {
             self.delete(table, key, session);

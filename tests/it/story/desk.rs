@@ -43,6 +43,10 @@ pub(super) enum Holder {
 pub(super) struct Desk<'a> {
     pub(super) database: &'a mut Database,
     pub(super) user: i64,
+    /// The commit time of the click's first transaction.
+    pub(super) now: i64,
+    /// How far the application's clock is ahead of the database's, in microseconds.
+    pub(super) clock: i16,
     /// The whole click in one transaction.
     pub(super) at_once: bool,
     pub(super) steps: Vec<Vec<Write>>,
@@ -56,6 +60,11 @@ fn flag(is_set: bool) -> String {
 const LIVE_SINCE: &str = "2026-01-01 00:00:00+00";
 
 impl Desk<'_> {
+    /// The application's clock at the commit of a statement.
+    pub(super) fn stamp(&self) -> String {
+        format!("@{}", self.clock)
+    }
+
     /// The next transaction of the click.
     pub(super) fn then(&mut self, writes: Vec<Write>) {
         match self.steps.last_mut() {
@@ -165,10 +174,15 @@ impl Desk<'_> {
 
     /// Sets the value of a state that has one.
     pub(super) fn set_value(&self, state: i64, content: Content) -> Vec<Write> {
-        let columns = content.columns().into_iter().enumerate();
-        let set: Vec<_> = columns.map(|(i, text)| (state_value::TYPE + i, text)).collect();
         let ids = self.ids_with(Table::StateValue, state_value::FEATURE_STATE_ID, state);
-        ids.into_iter().map(|id| Write::Update(Table::StateValue, Key::Int(id), set.clone())).collect()
+        ids.into_iter().map(|id| Desk::new_content(id, content)).collect()
+    }
+
+    /// Sets the value with this id.
+    pub(super) fn new_content(value: i64, content: Content) -> Write {
+        let columns = content.columns().into_iter().enumerate();
+        let set = columns.map(|(i, text)| (state_value::TYPE + i, text)).collect();
+        Write::Update(Table::StateValue, Key::Int(value), set)
     }
 
     /// The value of a state as it is: what undoes a change of it.

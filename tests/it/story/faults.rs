@@ -1,19 +1,24 @@
 //! Histories that the stories found, each shrunk to what it needs, and what is right in it.
 
 use flagpost::change::{Field, Key, Lsn, Micros, Op, Row, RowChange, Transaction};
+use flagpost::event::Kind;
 use flagpost::schema::{
-    Table, change_request, environment, feature, feature_segment, feature_state, mv_value, state_history,
-    state_value,
+    Table, change_request, environment, feature, feature_segment, feature_state, feature_version, mv_value,
+    state_history, state_value,
 };
 
 use super::clicks::Action;
 use super::database::{Database, Record, record, row, time};
+use super::desk::Content;
 use super::play::{Daemon, Told};
+use super::schedule::{Plan, RequestAction, Start};
 use super::telling::{BEGIN, Click, Story, beginning};
-use super::{restarted, same};
+use super::versions::{Edit, VersionAction};
+use super::{judged, restarted, same};
 
 fn click(action: Action) -> Click {
-    Click { action, user: 1, at_once: false, interleaves: false, wait: 0, gaps: [0; 3] }
+    let (start, clock) = (Start::Any, 0);
+    Click { action, user: 1, at_once: false, interleaves: false, wait: 0, gaps: [0; 3], start, clock }
 }
 
 fn insert(table: Table, record: &Record) -> RowChange {
@@ -54,7 +59,8 @@ fn state(id: i64, set: &[(usize, String)]) -> Record {
 /// environment's transaction and its states' the engine takes them for new flags.
 #[test]
 fn a_restart_in_the_middle_of_the_birth_of_an_environment_tells_nothing() {
-    let story = Story::tell(&[click(Action::CreateEnvironment { project: 0, enabled: false })]);
+    let story =
+        Story::tell(&[click(Action::CreateEnvironment { project: 0, enabled: false, is_versioned: false })]);
     assert!(story.beats.len() > 1, "the environment is born in several transactions");
     let uninterrupted = restarted(&story, |_| false);
     assert_eq!(actions(&uninterrupted), [""; 0]);
@@ -303,4 +309,105 @@ fn a_schedule_that_comes_late_is_told_at_once() {
     other[2].1 = "3".to_owned();
     let told = told_when_a_commit_comes_late(vec![insert(Table::FeatureState, &state(91, &other))]);
     assert_eq!(actions(&told), ["scheduled;scope=default", "scheduled;scope=default"]);
+}
+
+fn make(flag: u8, plan: Plan) -> Click {
+    let edit =
+        Edit { segment: None, toggle: true, content: None, percentage: None, drops: false, priority: None };
+    click(Action::Version(VersionAction::Make { flag, edit, plan, apart: false }))
+}
+
+/// SEMANTICS.md §5, Scheduled changes: nothing when written. The window of the writing ends at the very moment at which the version
+/// goes live: what has changed until then belongs to before.
+#[test]
+fn a_version_that_goes_live_when_the_window_of_its_writing_ends_is_told_once_as_scheduled() {
+    let story = Story::tell(&[make(0, Plan::Ahead(100))]);
+    assert_eq!(judged(&story), Ok(()));
+    assert_eq!(actions(&restarted(&story, |_| false)), ["scheduled;scope=default", "scheduled"]);
+}
+
+/// SEMANTICS.md §5, Scheduled changes. While versioning is turned on, a scheduled state already has a version for its moment but does
+/// not belong to it yet. Both go live at once: the flag changes once.
+#[test]
+fn a_state_and_a_version_scheduled_for_one_moment_tell_of_a_flag_once() {
+    let moment = Micros(BEGIN + 60_000_000);
+    let request = record(
+        Table::ChangeRequest,
+        &[(change_request::ID, "1".to_owned()), (change_request::COMMITTED_AT, time(Micros(BEGIN)))],
+    );
+    let mut set = scheduled(moment).to_vec();
+    set.push((feature_state::ENABLED, "t".to_owned()));
+    let version = record(
+        Table::FeatureVersion,
+        &[
+            (feature_version::UUID, "u".to_owned()),
+            (feature_version::PUBLISHED_AT, time(Micros(BEGIN))),
+            (feature_version::LIVE_FROM, time(moment)),
+            (feature_version::FEATURE_ID, "1".to_owned()),
+            (feature_version::ENVIRONMENT_ID, "1".to_owned()),
+        ],
+    );
+    let all = vec![
+        insert(Table::ChangeRequest, &request),
+        insert(Table::FeatureState, &state(90, &set)),
+        insert(Table::FeatureVersion, &version),
+    ];
+    let told = told_of(&beginning(), 1_000, vec![all]);
+    assert_eq!(actions(&told), ["scheduled;scope=default"]);
+}
+
+/// DESIGN.md, Settling: a replay groups the same way. A feature's options follow it in transactions of their own; a version published
+/// meanwhile supersedes the first one, whose states are touched all the same until the window ends.
+#[test]
+fn a_restart_forgets_a_superseded_version_no_sooner_than_its_window_ends() {
+    let content = Content::Int(0);
+    let mut create = click(Action::CreateFeature { project: 0, options: 1, content, enabled: false });
+    create.gaps = [30; 3];
+    let publish = Click { interleaves: true, ..make(2, Plan::Now) };
+    let story = Story::tell(&[create, publish]);
+    assert_eq!(story.beats.len(), 3, "the version is published before the option comes");
+    let uninterrupted = restarted(&story, |_| false);
+    assert_eq!(same(&uninterrupted, &restarted(&story, |_| true)), Ok(()));
+}
+
+/// SEMANTICS.md §5, Scheduled changes. The state that a change request has scheduled for a segment hangs on the same override as the
+/// state in force; when versioning is turned on they come to two versions. What another version supersedes goes, the override stays.
+#[test]
+fn a_scheduled_state_keeps_the_override_that_it_shares_with_a_superseded_version() {
+    let (content, enabled) = (Content::Int(1), false);
+    let story = Story::tell(&[
+        click(Action::CreateSegmentOverride { feature: 0, environment: 0, segment: 0, content, enabled }),
+        click(Action::Request(RequestAction::Make {
+            state: 2,
+            toggle: true,
+            content: None,
+            plan: Plan::Ahead(5_000),
+        })),
+        click(Action::Version(VersionAction::Enable { environment: 0 })),
+        make(2, Plan::Now),
+    ]);
+    assert_eq!(judged(&story), Ok(()));
+    let told = restarted(&story, |_| false);
+    assert!(actions(&told).contains(&"scheduled;scope=segment"), "{:?}", actions(&told));
+}
+
+/// SEMANTICS.md §5, Versioned environments: a state outside the live version is not in force. A version made of an override that a
+/// change request had scheduled has no state for everybody; the state that an earlier request had superseded does not come back.
+#[test]
+fn a_version_of_an_override_alone_brings_no_superseded_state_back() {
+    let (content, enabled) = (Content::Int(1), false);
+    let request = |state, plan| {
+        let content = None;
+        click(Action::Request(RequestAction::Make { state, toggle: true, content, plan }))
+    };
+    let story = Story::tell(&[
+        click(Action::CreateSegmentOverride { feature: 0, environment: 0, segment: 0, content, enabled }),
+        request(0, Plan::Now),
+        request(2, Plan::Ahead(5_000)),
+        click(Action::Version(VersionAction::Enable { environment: 0 })),
+    ]);
+    assert_eq!(judged(&story), Ok(()));
+    let told = restarted(&story, |_| false);
+    let deleted = told.iter().filter(|told| told.kind == Kind::FlagDeleted).map(|told| told.action.as_str());
+    assert_eq!(deleted.collect::<Vec<_>>(), ["scheduled;scope=default"]);
 }

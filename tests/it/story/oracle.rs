@@ -2,7 +2,7 @@
 //!
 //! Its own code on purpose: it asks the whole database each time and knows no mirror, no groups and no indices.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use flagpost::change::Micros;
 use flagpost::event::{EndpointKey, Format, Recipient};
@@ -14,6 +14,9 @@ use serde_json::Value as Json;
 
 use super::database::{Database, Record, int};
 use super::play::CLASSIC_URL;
+
+/// The longest time, in microseconds, that the changes of one click are collected.
+const ONE_CLICK: i64 = 1_200_000;
 
 /// For whom a flag value is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -43,14 +46,20 @@ pub(super) struct Visible {
 
 /// All flag values that are alive at `now`.
 pub(super) fn flag_values(database: &Database, now: Micros) -> BTreeMap<FlagValue, Visible> {
-    let mut best: BTreeMap<FlagValue, (&Record, Visible)> = BTreeMap::new();
+    let states = states_in_force(database, now).into_iter();
+    states.filter_map(|(_, state)| flag_of(database, state)).collect()
+}
+
+/// The states that are in force at `now`.
+pub(super) fn states_in_force(database: &Database, now: Micros) -> BTreeMap<FlagValue, &Record> {
+    let mut best: BTreeMap<FlagValue, &Record> = BTreeMap::new();
     for state in database.rows(Table::FeatureState).filter(|state| is_in_force(database, state, now)) {
-        let Some((flag, visible)) = flag_of(database, state) else { continue };
-        if best.get(&flag).is_none_or(|(other, _)| rank(state) > rank(other)) {
-            best.insert(flag, (state, visible));
+        let Some((flag, _)) = flag_of(database, state) else { continue };
+        if best.get(&flag).is_none_or(|other| rank(state) > rank(other)) {
+            best.insert(flag, state);
         }
     }
-    best.into_iter().map(|(flag, (_, visible))| (flag, visible)).collect()
+    best
 }
 
 fn rank(state: &Record) -> (Option<Micros>, Option<i64>) {
@@ -68,13 +77,15 @@ pub(super) fn environment_is_alive(database: &Database, id: i64) -> bool {
         .is_some()
 }
 
+fn feature_is_alive(database: &Database, id: i64) -> bool {
+    database.by_id(Table::Feature, id).is_some_and(|f| f[feature::DELETED_AT].is_none())
+}
+
 fn is_in_force(database: &Database, state: &Record, now: Micros) -> bool {
     let feature = int(state, feature_state::FEATURE_ID).unwrap();
     let environment = int(state, feature_state::ENVIRONMENT_ID).unwrap();
-    let feature_is_alive =
-        database.by_id(Table::Feature, feature).is_some_and(|f| f[feature::DELETED_AT].is_none());
     if state[feature_state::DELETED_AT].is_some()
-        || !feature_is_alive
+        || !feature_is_alive(database, feature)
         || !environment_is_alive(database, environment)
     {
         return false;
@@ -83,36 +94,90 @@ fn is_in_force(database: &Database, state: &Record, now: Micros) -> bool {
     if let Some(own) = state[feature_state::ENVIRONMENT_FEATURE_VERSION_ID].as_deref() {
         return live.is_some_and(|live| live[feature_version::UUID].as_deref() == Some(own));
     }
-    let is_versioned = database
-        .by_id(Table::Environment, environment)
-        .is_some_and(|e| e[environment::USE_V2_FEATURE_VERSIONING].as_deref() == Some("t"));
-    let is_outside_versions = state[feature_state::IDENTITY_ID].is_some() || !is_versioned || live.is_none();
+    let is_outside_versions =
+        state[feature_state::IDENTITY_ID].is_some() || !is_versioned(database, environment) || live.is_none();
     is_outside_versions && is_committed(database, state, now)
 }
 
-/// A state of a change request is in force when that is committed and its time has come.
+/// Whether an environment has versions.
+pub(super) fn is_versioned(database: &Database, environment: i64) -> bool {
+    let environment = database.by_id(Table::Environment, environment);
+    environment.is_some_and(|e| e[environment::USE_V2_FEATURE_VERSIONING].as_deref() == Some("t"))
+}
+
+/// A state of a change request is in force when that is committed and its time has come, unless it was deleted before. Whatever was to
+/// come when it was committed came by the application's clock, which may be ahead of the database's.
 fn is_committed(database: &Database, state: &Record, now: Micros) -> bool {
     if state[feature_state::VERSION].is_none() {
         return false;
     }
     let Some(request) = int(state, feature_state::CHANGE_REQUEST_ID) else { return true };
     let request = database.by_id(Table::ChangeRequest, request).unwrap();
-    request[change_request::COMMITTED_AT].is_some()
-        && moment(state, feature_state::LIVE_FROM).is_some_and(|live_from| live_from <= now)
+    let Some(committed) = moment(request, change_request::COMMITTED_AT) else { return false };
+    let Some(live_from) = moment(state, feature_state::LIVE_FROM) else { return false };
+    let deleted = moment(request, change_request::DELETED_AT);
+    (live_from <= now || live_from <= committed) && deleted.is_none_or(|deleted| deleted >= live_from)
 }
 
-fn live_version(database: &Database, feature: i64, environment: i64, now: Micros) -> Option<&Record> {
+/// The version of a feature that is live in an environment.
+pub(super) fn live_version(
+    database: &Database,
+    feature: i64,
+    environment: i64,
+    now: Micros,
+) -> Option<&Record> {
     database
         .with(Table::FeatureVersion, feature_version::FEATURE_ID, feature)
         .filter(|version| int(version, feature_version::ENVIRONMENT_ID) == Some(environment))
-        .filter(|version| {
-            version[feature_version::DELETED_AT].is_none() && version[feature_version::PUBLISHED_AT].is_some()
-        })
-        .filter(|version| moment(version, feature_version::LIVE_FROM).is_some_and(|at| at <= now))
-        .max_by_key(|version| moment(version, feature_version::LIVE_FROM))
+        .filter(|version| is_published(version, now))
+        .max_by_key(|version| (moment(version, feature_version::LIVE_FROM), &version[feature_version::UUID]))
 }
 
-fn moment(record: &Record, column: usize) -> Option<Micros> {
+fn is_published(version: &Record, now: Micros) -> bool {
+    let published = moment(version, feature_version::PUBLISHED_AT);
+    let live_from = moment(version, feature_version::LIVE_FROM);
+    version[feature_version::DELETED_AT].is_none()
+        && published.zip(live_from).is_some_and(|(published, at)| at <= now || at <= published)
+}
+
+/// A version that is live, and whether it must have been told: Flagsmith makes the first one of a flag by itself, and what follows it
+/// within one click belongs to that.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Live {
+    pub(super) uuid: String,
+    pub(super) follows_another: bool,
+}
+
+/// The versions that are live, by feature and environment.
+pub(super) fn live_versions(database: &Database, now: Micros) -> BTreeMap<(i64, i64), Live> {
+    let flags: BTreeSet<(i64, i64)> = database
+        .rows(Table::FeatureVersion)
+        .filter_map(|v| {
+            Some((int(v, feature_version::FEATURE_ID)?, int(v, feature_version::ENVIRONMENT_ID)?))
+        })
+        .filter(|(feature, environment)| {
+            feature_is_alive(database, *feature) && environment_is_alive(database, *environment)
+        })
+        .collect();
+    let mut all = BTreeMap::new();
+    for (feature, environment) in flags {
+        let Some(live) = live_version(database, feature, environment, now) else { continue };
+        let earlier = moment(live, feature_version::LIVE_FROM).map(|at| Micros(at.0 - ONE_CLICK));
+        let other = earlier.and_then(|at| live_version(database, feature, environment, at));
+        let other = other.filter(|other| moment(other, feature_version::LIVE_FROM) <= earlier);
+        let uuid = live[feature_version::UUID].clone().unwrap();
+        all.insert((feature, environment), Live { uuid, follows_another: other.is_some() });
+    }
+    all
+}
+
+/// The features of which nothing is told.
+pub(super) fn dead_features(database: &Database) -> Vec<i64> {
+    let dead = database.rows(Table::Feature).filter(|f| f[feature::DELETED_AT].is_some());
+    dead.filter_map(|f| int(f, feature::ID)).collect()
+}
+
+pub(super) fn moment(record: &Record, column: usize) -> Option<Micros> {
     Micros::parse(record[column].as_deref()?)
 }
 

@@ -9,7 +9,7 @@ use flagpost::event::{Effect, Engine, Event, EventId, Format, Formats, Kind, Pay
 use flagpost::mirror::{Mirror, Persist, Slot, kept_key};
 use flagpost::schema::{Capabilities, Table, feature_segment, feature_state};
 
-use super::database::{Database, row};
+use super::database::{Database, Record, int, row};
 use super::oracle::{FlagValue, For};
 
 pub(super) const SETTLE: Settle = Settle { quiet: Duration::from_millis(100), max: Duration::from_secs(1) };
@@ -25,6 +25,8 @@ pub(super) struct Told {
     pub(super) action: String,
     /// The flag value that it is about.
     pub(super) flag: Option<FlagValue>,
+    /// The feature and the environment whose version it is about.
+    pub(super) version_of: Option<(i64, i64)>,
     pub(super) current: String,
     pub(super) classic: String,
     pub(super) recipients: Vec<Recipient>,
@@ -68,32 +70,47 @@ fn flag_of(event: &Event) -> Option<FlagValue> {
 }
 
 impl Daemon {
-    /// A daemon that has just taken a snapshot. Identities without an override are not in it.
+    /// A daemon that has taken its snapshot long ago.
     pub(super) fn new(database: &Database) -> Daemon {
+        Daemon::from_snapshot(database, Micros::default())
+    }
+
+    /// A daemon that has just taken a snapshot. Identities without an override are not in it.
+    pub(super) fn from_snapshot(database: &Database, now: Micros) -> Daemon {
         let mut rows = BTreeMap::new();
-        for table in Table::ALL.iter().filter(|table| table.is_kept() && **table != Table::Identity) {
-            for record in database.rows(*table) {
+        let is_overridden = |identity: &Record| {
+            let mut overrides =
+                database.with(Table::FeatureState, feature_state::IDENTITY_ID, int(identity, 0).unwrap());
+            overrides.any(|state| state[feature_state::DELETED_AT].is_none())
+        };
+        for table in Table::ALL.iter().filter(|table| table.is_kept()) {
+            for record in database.rows(*table).filter(|r| *table != Table::Identity || is_overridden(r)) {
                 let row = row(record);
                 rows.insert((table.name(), kept_key(*table, &row)), (*table, row));
             }
         }
-        Daemon {
-            engine: engine(&rows),
-            rows,
-            groups: HashMap::new(),
-            told: Vec::new(),
-            position: Lsn::default(),
+        let (engine, position) = (engine(&rows), Lsn::default());
+        let mut daemon = Daemon { engine, rows, groups: HashMap::new(), told: Vec::new(), position };
+        daemon.start(now);
+        daemon
+    }
+
+    /// What a process does first.
+    fn start(&mut self, clock: Micros) {
+        self.engine.resume(clock, self.position);
+        for bytes in self.groups.values() {
+            assert!(self.engine.restore_group(bytes), "an open group cannot be read");
         }
+        let mut effects = Vec::new();
+        self.engine.forget_all_superseded(&mut |effect| effects.push(effect));
+        self.keep(effects);
     }
 
     /// What comes after is done by a new process, which has the ledger only.
     pub(super) fn restart(&mut self) {
         let clock = self.engine.clock();
         self.engine = engine(&self.rows);
-        self.engine.resume(clock, self.position);
-        for bytes in self.groups.values() {
-            assert!(self.engine.restore_group(bytes), "an open group cannot be read");
-        }
+        self.start(clock);
     }
 
     /// Applies a transaction; rows that the mirror lacks come from the database as it is at the end.
@@ -136,6 +153,10 @@ impl Daemon {
                     kind: event.kind,
                     action: event.action.to_string(),
                     flag: flag_of(&event),
+                    version_of: event
+                        .feature
+                        .zip(event.environment)
+                        .filter(|_| event.kind == Kind::NewVersionPublished),
                     current: Format::Current.body(&event),
                     classic: Format::Classic.body(&event),
                     recipients,

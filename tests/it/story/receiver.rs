@@ -1,16 +1,19 @@
 //! A receiver: knows of every flag value what the last event said, and what it was told otherwise (what was there before
 //! flagpost, what was born with an environment). It reads bodies, as real ones do.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value as Json;
 
-use super::oracle::{FlagValue, For, Visible};
+use super::oracle::{FlagValue, For, Live, Visible};
 use super::play::Told;
 
 #[derive(Debug, Default)]
 pub(super) struct Receiver {
     known: BTreeMap<FlagValue, Visible>,
+    /// The version that was told last, by feature and environment.
+    versions: BTreeMap<(i64, i64), String>,
+    all_versions: BTreeSet<String>,
 }
 
 /// A flag event, read from its `current` body.
@@ -68,6 +71,30 @@ impl Receiver {
         self.known.extend(flags.iter().map(|(flag, visible)| (*flag, visible.clone())));
     }
 
+    /// Learns which versions are live by other means than an event.
+    pub(super) fn is_told_of_versions(&mut self, live: &BTreeMap<(i64, i64), Live>) {
+        self.versions.extend(live.iter().map(|(flag, live)| (*flag, live.uuid.clone())));
+    }
+
+    /// Takes an event of a version that went live, which is told once.
+    pub(super) fn takes_version(&mut self, flag: (i64, i64), told: &Told) -> Result<(), String> {
+        let body: Json = serde_json::from_str(&told.current).unwrap();
+        let uuid = body["data"]["uuid"].as_str().unwrap_or_default().to_owned();
+        if body["event_type"] != "NEW_VERSION_PUBLISHED" || body["data"]["feature"]["id"] != flag.0 {
+            return Err(format!("no version of {flag:?}: {body}"));
+        }
+        if !self.all_versions.insert(uuid.clone()) {
+            return Err(format!("version {uuid} is told twice"));
+        }
+        self.versions.insert(flag, uuid);
+        Ok(())
+    }
+
+    /// The version of a feature in an environment that was told last.
+    pub(super) fn version(&self, flag: (i64, i64)) -> Option<&str> {
+        self.versions.get(&flag).map(String::as_str)
+    }
+
     /// Forgets everything: what it knows may be out of date.
     pub(super) fn forgets_all(&mut self) {
         self.known.clear();
@@ -88,8 +115,10 @@ impl Receiver {
         if known.is_some() && known != event.previous.as_ref() {
             return Err(format!("the receiver knows {known:?}, but the event says {event:?}"));
         }
-        // A body does not tell which option it is that is gone.
-        let shows_all = |visible: &Visible| visible.variants.iter().all(|(option, ..)| option.is_some());
+        // A body does not tell which option it is that is gone, nor a percentage that is infinite from one that is NULL.
+        let shows_all = |visible: &Visible| {
+            visible.variants.iter().all(|(option, _, percentage)| option.is_some() && percentage.is_some())
+        };
         if event.previous == event.new && event.new.as_ref().is_none_or(shows_all) {
             return Err(format!("nothing changed by {event:?}"));
         }
