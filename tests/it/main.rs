@@ -20,6 +20,7 @@ mod migration;
 mod notices;
 mod old_flagsmith;
 mod outage;
+mod readme;
 mod receiver;
 mod receivers;
 mod replication;
