@@ -60,6 +60,11 @@ impl Class {
         }
     }
 
+    /// Whether it may be one of the differences that are known of Flagsmith.
+    fn can_be_explained(self) -> bool {
+        matches!(self, Class::Missing | Class::Differs)
+    }
+
     /// Whether each one is told when it happens, and not only counted.
     pub fn is_difference(self) -> bool {
         !matches!(self, Class::Equal | Class::Elsewhere | Class::Unjudged)
@@ -158,8 +163,10 @@ impl Finding {
         if !self.paths.is_empty() {
             line.push_str(&format!(" at {:?}", self.paths.join(", ")));
         }
-        if let Some(why) = self.explained {
-            line.push_str(&format!(" ({why})"));
+        match self.explained {
+            Some(why) => line.push_str(&format!(" ({why})")),
+            None if self.class.can_be_explained() => line.push_str(" (nothing known explains it)"),
+            None => {}
         }
         line
     }
@@ -221,9 +228,12 @@ impl Tally {
         }
         let total = self.total();
         lines.push(table_line("all", cells(&total)));
-        let explained = |class| total.get(&class).copied().unwrap_or_default().explained;
+        let explained = |class| {
+            let Count { all, explained } = total.get(&class).copied().unwrap_or_default();
+            format!("{explained} of {all} {}", class.name())
+        };
         lines.push(format!(
-            "explained by what is known of Flagsmith: {} of missing, {} of differs",
+            "explained by what is known of Flagsmith: {}, {}",
             explained(Class::Missing),
             explained(Class::Differs)
         ));
@@ -248,7 +258,7 @@ fn counts_json(counts: &BTreeMap<Class, Count>) -> Map<String, Json> {
     for class in Class::ALL {
         let count = counts.get(&class).copied().unwrap_or_default();
         all.insert(class.name().into(), count.all.into());
-        if matches!(class, Class::Missing | Class::Differs) {
+        if class.can_be_explained() {
             all.insert(format!("{}_explained", class.name()), count.explained.into());
         }
     }

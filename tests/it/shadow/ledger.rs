@@ -149,3 +149,44 @@ async fn what_run_owes_waits_for_the_next_run_and_shadow_mode_says_so() {
     assert!(scene.receiver.all().iter().all(is_classic));
     daemon.terminate().await.success();
 }
+
+#[tokio::test]
+async fn earlier_states_prove_an_older_previous_state_also_after_a_restart() {
+    let scene = Scene::new().await;
+    let (listen, receiver) = (free_address().to_string(), scene.receiver.url(""));
+    let arguments = ["shadow", "--listen", &listen, "--as", &receiver, "--grace", "1", "--json"];
+    let shadow = Daemon::start_as(&scene.installation, &arguments).await;
+    for (count, value) in (1..).zip(["one", "two"]) {
+        scene.set_value(value).await;
+        scene.has("event WHERE feature_id IS NOT NULL", count).await;
+    }
+    shadow.terminate().await.success();
+
+    let shadow = Daemon::start_as(&scene.installation, &arguments).await;
+    scene.set_value("three").await;
+    scene.has("event WHERE feature_id IS NOT NULL", 3).await;
+    let ledger = rusqlite::Connection::open(scene.installation.state_dir().join("ledger.sqlite3")).unwrap();
+    let sql = "SELECT body FROM body WHERE format = 'current' ORDER BY event DESC LIMIT 1";
+    let ours: String = ledger.query_row(sql, [], |row| row.get(0)).unwrap();
+    // As Flagsmith may send it to one endpoint, and as nothing explains it to the other.
+    for (path, previous) in [("/org-plain", "one"), ("/dev-plain", "never")] {
+        let theirs = ours.replace(r#""two""#, &format!("{previous:?}"));
+        let http = reqwest::Client::builder().no_proxy().build().unwrap();
+        let sent = http.post(format!("http://{listen}{path}")).body(theirs).send().await.unwrap();
+        assert_eq!(sent.status(), 200);
+    }
+    let deadline = Instant::now() + LONG;
+    let differs = |text: String| -> Vec<Json> {
+        let lines = text.lines().filter(|line| line.contains(r#""class":"differs""#));
+        lines.map(|line| serde_json::from_str(line).unwrap()).collect()
+    };
+    while differs(shadow.stdout()).len() < 2 {
+        assert!(Instant::now() < deadline, "{}", shadow.stdout());
+        tokio::time::sleep(POLL).await;
+    }
+    for line in differs(shadow.terminate().await.success()) {
+        let is_organisation = line["endpoint"].as_str().unwrap().starts_with("organisation");
+        assert_eq!(line.get("explained").is_some(), is_organisation, "{line}");
+        assert_eq!(line["paths"], serde_json::json!(["data.previous_state.feature_state_value"]));
+    }
+}

@@ -107,6 +107,14 @@ impl<'a> Replay<'a> {
         self.commits(&xids).await
     }
 
+    /// Waits until everything that was scheduled so far is live.
+    pub(crate) async fn until_live(&self) {
+        if let Some(last) = self.moved.values().max() {
+            let wait = Duration::try_from(last.duration_since(Timestamp::now())).unwrap_or_default();
+            tokio::time::sleep(wait).await;
+        }
+    }
+
     fn gap(&self, before: Timestamp, after: Timestamp) -> Duration {
         Duration::try_from(after.duration_since(before)).unwrap_or_default().min(self.pace.max_gap)
     }
