@@ -4,14 +4,17 @@
 //! `schema`'s documentation. One thread writes (`writer`); [`Reader`]s read without waiting for it. The order is
 //! strict: local COMMIT first, then the LSN is published to whoever confirms it to the server.
 
+mod history;
 mod operator;
 mod purge;
 mod reader;
 mod record;
 mod retention;
 mod schema;
+mod search;
 mod seal;
 mod shown_url;
+mod survey;
 mod writer;
 
 use std::fs::{self, File, OpenOptions, TryLockError};
@@ -26,13 +29,15 @@ use crate::change::{Lsn, Micros, Row};
 use crate::error::{Error, Kind, Result};
 use crate::schema::Table;
 
-pub use operator::Operator;
+pub use history::{Attempt, Delivery, Recorded};
+pub use operator::{Operator, Resumed};
 pub use purge::Purge;
 pub use reader::{Endpoint, Reader};
 pub use record::{
     BreakerState, Counts, Due, EventRecord, LaneState, Outcome, Owner, Pause, Purpose, Verdict, Write,
 };
 pub use retention::{Finished, Retention};
+pub use search::{DeliveryState, Filter, Replayable};
 pub use shown_url::shown_url;
 pub use writer::{News, Newsstand};
 
