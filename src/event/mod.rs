@@ -13,6 +13,7 @@ pub mod format;
 mod group;
 mod id;
 mod route;
+mod sample;
 mod schedule;
 #[cfg(test)]
 mod schedule_tests;
@@ -26,6 +27,7 @@ pub use engine::{Effect, Engine, Out, Settle};
 pub use format::Format;
 pub use id::EventId;
 pub use route::{EndpointKey, Formats, Recipient, recipients};
+pub use sample::sample;
 
 /// `event_type` of a body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -41,6 +43,10 @@ pub enum Kind {
 }
 
 impl Kind {
+    /// All of them.
+    pub const ALL: [Kind; 4] =
+        [Kind::FlagUpdated, Kind::FlagDeleted, Kind::NewVersionPublished, Kind::AuditLogCreated];
+
     /// The name in bodies, in the ledger and in event ids.
     pub fn name(self) -> &'static str {
         match self {

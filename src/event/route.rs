@@ -70,7 +70,8 @@ pub struct Formats {
 }
 
 impl Formats {
-    fn of(&self, url: &str) -> Format {
+    /// The format of the endpoint with this URL.
+    pub fn of(&self, url: &str) -> Format {
         self.by_url.iter().find(|(known, _)| known == url).map_or(self.default, |(_, format)| *format)
     }
 }

@@ -100,8 +100,9 @@ impl Reader {
         let mut statement = self.connection().prepare_cached(&sql).map_err(self.failed())?;
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
         // Ids consist of hexadecimal digits and hyphens, which all come before "g".
-        let rows =
-            statement.query_map(params![prefix, format!("{prefix}g"), limit], recorded).map_err(self.failed())?;
+        let rows = statement
+            .query_map(params![prefix, format!("{prefix}g"), limit], recorded)
+            .map_err(self.failed())?;
         rows.collect::<rusqlite::Result<_>>().map_err(self.failed())
     }
 
@@ -140,8 +141,7 @@ impl Reader {
                  WHERE endpoint = ?1 AND event = ?2 ORDER BY number",
             )
             .map_err(self.failed())?;
-        let rows =
-            statement.query_map(params![endpoint.to_string(), seq], attempt).map_err(self.failed())?;
+        let rows = statement.query_map(params![endpoint.to_string(), seq], attempt).map_err(self.failed())?;
         rows.collect::<rusqlite::Result<_>>().map_err(self.failed())
     }
 

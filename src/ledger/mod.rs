@@ -11,8 +11,8 @@ mod reader;
 mod record;
 mod retention;
 mod schema;
-mod search;
 mod seal;
+mod search;
 mod shown_url;
 mod survey;
 mod writer;
@@ -110,6 +110,12 @@ impl Ledger {
         let connection = schema::open(&path)?;
         let seal = Seal::open(&directory.join(KEY_FILE))?;
         Ok(Ledger { connection, seal, path, directory: directory.to_owned(), _lock: lock })
+    }
+
+    /// The files that hold what nobody else may read: ledger, what SQLite puts beside it, and key.
+    pub fn files(directory: &Path) -> Vec<PathBuf> {
+        let beside = ["", "-wal", "-shm"].map(|end| directory.join(format!("{FILE}{end}")));
+        beside.into_iter().chain([directory.join(KEY_FILE)]).collect()
     }
 
     /// Whether there is a ledger in `directory`.

@@ -55,7 +55,9 @@ pub struct Finished {
 impl Reader {
     /// Deliveries that have waited since before `queued_before`, at most `limit`; not those to paused endpoints.
     pub fn expired(&self, queued_before: Micros, limit: usize) -> Result<Vec<(EndpointKey, i64)>> {
-        let Some(newest) = self.last_event_before(Clock::Recorded, queued_before)? else { return Ok(Vec::new()) };
+        let Some(newest) = self.last_event_before(Clock::Recorded, queued_before)? else {
+            return Ok(Vec::new());
+        };
         let mut expired = Vec::new();
         for endpoint in self.endpoints_with_deliveries()? {
             if self.lane(endpoint)?.pause.is_some() {

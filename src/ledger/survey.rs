@@ -130,9 +130,12 @@ impl Reader {
 
     fn failure(&self, endpoint: &str, event: i64, attempt: u32) -> Result<Option<(i64, Option<String>)>> {
         self.connection()
-            .prepare_cached("SELECT at, error FROM attempt WHERE endpoint = ?1 AND event = ?2 AND number = ?3")
+            .prepare_cached(
+                "SELECT at, error FROM attempt WHERE endpoint = ?1 AND event = ?2 AND number = ?3",
+            )
             .and_then(|mut s| {
-                s.query_row(params![endpoint, event, attempt], |row| Ok((row.get(0)?, row.get(1)?))).optional()
+                s.query_row(params![endpoint, event, attempt], |row| Ok((row.get(0)?, row.get(1)?)))
+                    .optional()
             })
             .map_err(self.failed())
     }
@@ -158,10 +161,8 @@ impl Reader {
     /// table, which takes several times as long.
     pub fn faults(&self, full: bool) -> Result<Vec<String>> {
         let pragma = if full { "integrity_check" } else { "quick_check" };
-        let mut statement = self
-            .connection()
-            .prepare(&format!("PRAGMA {pragma}({FAULTS})"))
-            .map_err(self.failed())?;
+        let mut statement =
+            self.connection().prepare(&format!("PRAGMA {pragma}({FAULTS})")).map_err(self.failed())?;
         let rows = statement.query_map([], |row| row.get::<_, String>(0)).map_err(self.failed())?;
         let mut faults = rows.collect::<rusqlite::Result<Vec<_>>>().map_err(self.failed())?;
         faults.retain(|fault| fault != "ok");
