@@ -7,7 +7,6 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::future::Either;
 use tokio::runtime::Handle;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, Semaphore, mpsc, oneshot, watch};
@@ -17,11 +16,11 @@ use tracing::{info, warn};
 
 use crate::baseline;
 use crate::capture::{Capture, Rows};
-use crate::change::Lsn;
+use crate::change::{Lsn, Micros};
 use crate::config::Config;
-use crate::delivery::{Client, Dispatcher, Guard, Options};
+use crate::delivery::{Client, Dispatcher, Options};
 use crate::error::{Error, Kind, Result};
-use crate::event::Engine;
+use crate::event::{EndpointKey, Engine};
 use crate::housekeeping::Housekeeper;
 use crate::ledger::{Identity, Ledger, Newsstand, Purpose, Reader, Write};
 use crate::mirror::Mirror;
@@ -230,7 +229,8 @@ struct Running {
 }
 
 fn dispatcher(config: &Config, outlet: Outlet) -> Result<Dispatcher> {
-    let client = Client::new(Guard::new(config.allow.clone()), config.timeouts)?;
+    drop_removed(config, &outlet)?;
+    let client = Client::new(config.client_settings())?;
     let options = Options {
         max_in_flight: config.max_in_flight,
         schedule: config.schedule.clone(),
@@ -240,6 +240,29 @@ fn dispatcher(config: &Config, outlet: Outlet) -> Result<Dispatcher> {
     };
     let Outlet { reader, writes, newsstand } = outlet;
     Ok(Dispatcher::new(reader, writes, newsstand, client, options))
+}
+
+/// Drops what is queued for endpoints that the configuration does not have any more; nobody knows where to send it. It stays on
+/// record, as with endpoints that are deleted in Flagsmith.
+fn drop_removed(config: &Config, outlet: &Outlet) -> Result<()> {
+    let is_removed = |key: &EndpointKey| {
+        matches!(key, EndpointKey::Configured(_)) && config.targets.endpoint(*key).is_none()
+    };
+    let removed = outlet.reader.endpoints_with_work()?.into_iter().filter(is_removed);
+    let mut writes: Vec<Write> = removed.map(Write::EndpointGone).collect();
+    if writes.is_empty() {
+        return Ok(());
+    }
+    for write in &writes {
+        if let Write::EndpointGone(endpoint_id) = write {
+            warn!(%endpoint_id, "the endpoint is in the configuration no more: what was queued for it is dropped");
+        }
+    }
+    // Nothing has been captured yet: the position is the ledger's.
+    let clock = outlet.reader.meta("clock")?.and_then(|text| text.parse().ok()).unwrap_or_default();
+    writes.push(Write::Checkpoint(outlet.reader.checkpoint()?.unwrap_or_default(), Micros(clock)));
+    let failed = |_| Error::internal("the ledger's writer takes nothing");
+    writes.into_iter().try_for_each(|write| outlet.writes.try_send(write).map_err(failed))
 }
 
 async fn start<C>(
@@ -258,7 +281,8 @@ where
     let endpoints = [Table::EnvironmentWebhook, Table::OrganisationWebhook]
         .map(|table| engine.mirror().count(table))
         .iter()
-        .sum::<usize>();
+        .sum::<usize>()
+        + config.subscriptions.len();
     let reader = ledger.reader()?;
     let housekeeping_reader = ledger.reader()?;
     let notifier_reader = ledger.reader()?;
@@ -294,7 +318,12 @@ where
         config.secret_rotation,
     );
     let housekeeper = tokio::spawn(housekeeper.run(stop.child_token()));
-    let notifier = Notifier::new(notifier_reader, writer.writes.clone(), config.notify.clone());
+    let notifier = Notifier::new(
+        notifier_reader,
+        writer.writes.clone(),
+        config.notify.clone(),
+        Arc::clone(&config.targets),
+    );
     let capture = Capture::new(
         engine,
         checkpoint,
@@ -304,10 +333,7 @@ where
         Rows::new(config.database.clone(), catalog, stop.clone()),
         config.formats.default,
     );
-    let notifier = tokio::spawn(match notifier {
-        Some(notifier) if purpose == Purpose::Send => Either::Left(notifier.run(stop.child_token())),
-        Some(_) | None => Either::Right(std::future::ready(Ok(()))),
-    });
+    let notifier = tokio::spawn(tell_of_troubles(notifier, purpose, stop.child_token()));
     let capture = start_capture(capture)?;
     let summary = format!(
         "flagpost {} ready: reading {} from {checkpoint}, {endpoints} endpoints",
@@ -331,6 +357,21 @@ where
         positions,
         writer_ended: writer.ended,
     })
+}
+
+/// Ends when told to, also where nobody is to be told: a stage that has ended is not waited for again.
+async fn tell_of_troubles(
+    notifier: Option<Notifier>,
+    purpose: Purpose,
+    stop: CancellationToken,
+) -> Result<()> {
+    match notifier.filter(|_| purpose == Purpose::Send) {
+        Some(notifier) => notifier.run(stop).await,
+        None => {
+            stop.cancelled().await;
+            Ok(())
+        }
+    }
 }
 
 /// What is durable, and what of it may be confirmed.
@@ -366,7 +407,7 @@ fn load_engine(config: &Config, ledger: &Ledger, catalog: &Catalog, identity: &I
         mirror,
         identity.system_id.clone(),
         config.settle,
-        config.formats.clone(),
+        config.routing(),
         config.metadata_events,
     );
     let (clock, position) = (ledger.clock()?.unwrap_or_default(), ledger.checkpoint()?.unwrap_or_default());

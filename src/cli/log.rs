@@ -49,7 +49,7 @@ fn state(text: &str) -> Result<DeliveryState, String> {
 
 pub(super) async fn log(config: &Config, options: &Options) -> Result<u8> {
     let reader = endpoint::reader(config)?;
-    let filter = Filter { state: options.status, ..options.wanted.filter(&reader)? };
+    let filter = Filter { state: options.status, ..options.wanted.filter(config, &reader)? };
     let mut log = Log { reader, filter, json: options.json, names: Names::default(), open: BTreeMap::new() };
     // Read before the list: what is recorded meanwhile is new.
     let last = log.reader.last_event()?;

@@ -12,7 +12,6 @@ macro_rules! say {
 mod check;
 mod demo;
 mod endpoint;
-mod endpoint_url;
 mod log;
 mod moment;
 mod pause;

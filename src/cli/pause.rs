@@ -3,8 +3,8 @@
 use clap::Args;
 
 use super::endpoint;
-use super::endpoint_url::redacted;
 use crate::config::Config;
+use crate::delivery::redacted;
 use crate::error::Result;
 use crate::ledger::{Operator, Resumed};
 
@@ -14,7 +14,7 @@ const NO_REASON: &str = "no reason was given";
 /// What was typed.
 #[derive(Debug, Args)]
 pub(super) struct PauseOptions {
-    /// environment:ID, organisation:ID or its exact URL
+    /// environment:ID, organisation:ID, configured:NAME or its exact URL
     endpoint: String,
     /// Why, for whoever looks at `status`
     #[arg(long, value_name = "TEXT")]
@@ -24,13 +24,13 @@ pub(super) struct PauseOptions {
 /// What was typed.
 #[derive(Debug, Args)]
 pub(super) struct ResumeOptions {
-    /// environment:ID, organisation:ID or its exact URL
+    /// environment:ID, organisation:ID, configured:NAME or its exact URL
     endpoint: String,
 }
 
 pub(super) fn pause(config: &Config, options: &PauseOptions) -> Result<u8> {
     let reader = endpoint::reader(config)?;
-    let (key, target) = endpoint::existing(&reader, &options.endpoint)?;
+    let (key, target) = endpoint::existing(config, &reader, &options.endpoint)?;
     Operator::open(&config.state_dir)?.pause(key, options.why.as_deref().unwrap_or(NO_REASON))?;
     say!("paused {key} {}", redacted(&target.url));
     say!(
@@ -42,7 +42,7 @@ pub(super) fn pause(config: &Config, options: &PauseOptions) -> Result<u8> {
 
 pub(super) fn resume(config: &Config, options: &ResumeOptions) -> Result<u8> {
     let reader = endpoint::reader(config)?;
-    let (key, target) = endpoint::existing(&reader, &options.endpoint)?;
+    let (key, target) = endpoint::existing(config, &reader, &options.endpoint)?;
     let Resumed { was_paused, was_open } = Operator::open(&config.state_dir)?.resume(key)?;
     let what = match (was_paused, was_open) {
         (true, _) => "resumed",

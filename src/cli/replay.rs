@@ -53,7 +53,7 @@ pub(super) async fn replay(config: &Config, options: &Options) -> Result<u8> {
         ));
     }
     let reader = endpoint::reader(config)?;
-    let selection = selection(&reader, options)?;
+    let selection = selection(config, &reader, options)?;
     match &options.to {
         Some(url) => {
             let place = sandbox::Place::new(url, options.secret_file.as_deref())?;
@@ -63,9 +63,9 @@ pub(super) async fn replay(config: &Config, options: &Options) -> Result<u8> {
     }
 }
 
-fn selection(reader: &Reader, options: &Options) -> Result<Selection> {
+fn selection(config: &Config, reader: &Reader, options: &Options) -> Result<Selection> {
     let state = options.failed.then_some(DeliveryState::Dead);
-    let filter = Filter { state, ..options.wanted.filter(reader)? };
+    let filter = Filter { state, ..options.wanted.filter(config, reader)? };
     if options.ids.is_empty() {
         return Ok(Selection { events: None, filter });
     }
@@ -89,7 +89,7 @@ struct Found {
 }
 
 impl Found {
-    fn new(reader: &Reader, selection: &Selection) -> Result<Found> {
+    fn new(config: &Config, reader: &Reader, selection: &Selection) -> Result<Found> {
         let mut found = Found::default();
         let endpoints = match selection.filter.endpoint {
             Some(endpoint) => vec![endpoint],
@@ -100,7 +100,7 @@ impl Found {
                 Some(events) => of_events(reader, endpoint, events, selection.filter.state)?,
                 None => reader.replayable(endpoint, &selection.filter)?,
             };
-            found.add(endpoint, some, reader.endpoint(endpoint)?.is_some());
+            found.add(endpoint, some, endpoint::find(config, reader, endpoint)?.is_some());
         }
         Ok(found)
     }
@@ -134,7 +134,7 @@ fn of_events(
 }
 
 fn queue(config: &Config, reader: &Reader, selection: &Selection, dry_run: bool) -> Result<u8> {
-    let found = Found::new(reader, selection)?;
+    let found = Found::new(config, reader, selection)?;
     let mut queued: Vec<(EndpointKey, usize)> = Vec::new();
     for (endpoint, events) in &found.again {
         let count = if dry_run { events.len() } else { requeue(config, *endpoint, events)? };
@@ -148,7 +148,7 @@ fn queue(config: &Config, reader: &Reader, selection: &Selection, dry_run: bool)
         (_, false) => say!("{total} {noun} queued again, marked with X-Flagpost-Replay: true:"),
     }
     for (endpoint, count) in &queued {
-        say!("  {endpoint:<20} {count}{}", condition(reader, *endpoint)?);
+        say!("  {endpoint:<20} {count}{}", condition(config, reader, *endpoint)?);
     }
     tell_of_others(&found);
     if total > 0 && !dry_run {
@@ -165,11 +165,11 @@ fn requeue(config: &Config, endpoint: EndpointKey, events: &[i64]) -> Result<usi
 }
 
 /// What keeps an endpoint from getting them, or what somebody may not expect.
-fn condition(reader: &Reader, endpoint: EndpointKey) -> Result<String> {
+fn condition(config: &Config, reader: &Reader, endpoint: EndpointKey) -> Result<String> {
     if reader.lane(endpoint)?.pause.is_some() {
         return Ok(format!("  (paused: they wait for \"flagpost resume {endpoint}\")"));
     }
-    let is_disabled = reader.endpoint(endpoint)?.is_some_and(|endpoint| !endpoint.enabled);
+    let is_disabled = endpoint::find(config, reader, endpoint)?.is_some_and(|endpoint| !endpoint.enabled);
     Ok(if is_disabled {
         "  (disabled in Flagsmith, and gets them all the same)".into()
     } else {

@@ -9,13 +9,13 @@ use serde::Serialize;
 use serde_json::Value as Json;
 
 use super::endpoint;
-use super::endpoint_url::redacted;
 use super::moment;
 use super::printable::{cut, lines, one_line};
 use super::view::{EventView, Names};
 use super::wanted;
 use crate::change::Micros;
 use crate::config::Config;
+use crate::delivery::redacted;
 use crate::error::{Error, Result};
 use crate::ledger::{Attempt, Delivery, DeliveryState, Reader};
 use change::Change;
@@ -90,7 +90,7 @@ pub(super) fn show(config: &Config, options: &Options) -> Result<u8> {
     } else {
         print_event(&shown);
         print_said(&shown);
-        print_deliveries(&reader, &shown, &deliveries)?;
+        print_deliveries(config, &reader, &shown, &deliveries)?;
     }
     Ok(0)
 }
@@ -243,14 +243,14 @@ fn print_version(data: &Json) {
     }
 }
 
-fn print_deliveries(reader: &Reader, shown: &Shown, deliveries: &[Delivery]) -> Result<()> {
+fn print_deliveries(config: &Config, reader: &Reader, shown: &Shown, deliveries: &[Delivery]) -> Result<()> {
     say!();
     if deliveries.is_empty() {
         say!("no endpoint was there for it");
         return Ok(());
     }
     for delivery in deliveries {
-        let url = reader.endpoint(delivery.endpoint)?.map(|endpoint| redacted(&endpoint.url));
+        let url = endpoint::find(config, reader, delivery.endpoint)?.map(|endpoint| redacted(&endpoint.url));
         say!(
             "{}  {}  {}  {}",
             delivery.endpoint,

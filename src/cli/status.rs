@@ -125,7 +125,7 @@ fn ledger_part(config: &Config) -> (LedgerPart, Vec<EndpointPart>, u8) {
         let reader = Reader::open(&config.state_dir)?;
         part.checkpoint = reader.checkpoint()?.map(|lsn| lsn.to_string());
         part.events = Some(reader.event_count()?);
-        endpoints::read(&reader)
+        endpoints::read(config, &reader)
     };
     match read() {
         Ok(endpoints) => (part, endpoints, 0),

@@ -6,11 +6,10 @@ use std::time::Instant;
 use clap::Args;
 
 use super::endpoint;
-use super::endpoint_url::redacted;
 use super::printable::{lines, one_line};
 use crate::change::Micros;
 use crate::config::Config;
-use crate::delivery::Answer;
+use crate::delivery::{Answer, redacted};
 use crate::error::Result;
 use crate::event::{EndpointKey, Event, sample};
 use crate::ledger::Due;
@@ -18,15 +17,15 @@ use crate::ledger::Due;
 /// What was typed.
 #[derive(Debug, Args)]
 pub(super) struct Options {
-    /// environment:ID, organisation:ID or its exact URL
+    /// environment:ID, organisation:ID, configured:NAME or its exact URL
     endpoint: String,
 }
 
 pub(super) async fn test(config: &Config, options: &Options) -> Result<u8> {
     let reader = endpoint::reader(config)?;
-    let (key, target) = endpoint::existing(&reader, &options.endpoint)?;
+    let (key, target) = endpoint::existing(config, &reader, &options.endpoint)?;
     let event = sample(key, Micros::now());
-    let format = config.formats.of(&target.url);
+    let format = endpoint::format(config, key, &target);
     let due = due(key, &event, format.body(&event));
     say!("{key} {}", redacted(&target.url));
     let signed =

@@ -4,6 +4,7 @@ use clap::Args;
 
 use super::{endpoint, moment};
 use crate::change::Micros;
+use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::event::Kind;
 use crate::ledger::{Filter, Reader, Recorded};
@@ -12,7 +13,7 @@ use crate::schema::{Table, environment, organisation};
 /// What was typed.
 #[derive(Debug, Args)]
 pub(super) struct Wanted {
-    /// For this endpoint: environment:ID, organisation:ID or its exact URL
+    /// For this endpoint: environment:ID, organisation:ID, configured:NAME or its exact URL
     #[arg(long, value_name = "ENDPOINT")]
     endpoint: Option<String>,
     /// Of this organisation: its id or its exact name
@@ -47,9 +48,13 @@ impl Wanted {
     }
 
     /// What it means in this ledger. `Err` for what is not in it: a misspelt name must not look like silence.
-    pub(super) fn filter(&self, reader: &Reader) -> Result<Filter> {
+    pub(super) fn filter(&self, config: &Config, reader: &Reader) -> Result<Filter> {
         Ok(Filter {
-            endpoint: self.endpoint.as_deref().map(|text| endpoint::on_record(reader, text)).transpose()?,
+            endpoint: self
+                .endpoint
+                .as_deref()
+                .map(|text| endpoint::on_record(config, reader, text))
+                .transpose()?,
             state: None,
             organisations: ids(reader, "organisation", self.organisation.as_deref())?,
             environments: ids(reader, "environment", self.environment.as_deref())?,

@@ -3,23 +3,27 @@
 //! Every key of the TOML file can be given as `FLAGPOST_SECTION_KEY`, which wins over the file. Secrets come from the URL,
 //! from `database.password_file`, or from systemd's credential `database-password`; they never show in `Debug` or errors.
 
+mod endpoints;
 mod notices;
 mod raw;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
 use secrecy::{ExposeSecret, SecretString};
 
-use crate::delivery::{BreakerPolicy, Schedule, Timeouts};
+use crate::delivery::{
+    BreakerPolicy, DatabasePlace, EndpointOptions, Guard, Schedule, Settings, Targets, Timeouts, Trust,
+};
 use crate::error::{Error, Result};
-use crate::event::{Format, Formats, Settle};
+use crate::event::{EndpointKey, Formats, Routing, Settle, Subscription};
 use crate::ledger::Retention;
-use crate::notify::Settings;
-use crate::source::{ConnInfo, Names};
+use crate::notify::Settings as NotifySettings;
+use crate::source::{ConnInfo, Host, Names};
 
 /// Where the file is looked for when `--config` names none.
 pub const DEFAULT_FILE: &str = "/etc/flagpost/flagpost.toml";
@@ -59,10 +63,18 @@ pub struct Config {
     pub retention: Retention,
     /// Which body an endpoint gets.
     pub formats: Formats,
+    /// What the configuration's own endpoints get.
+    pub subscriptions: Vec<Subscription>,
+    /// The configuration's own endpoints, and how single ones are called.
+    pub targets: Arc<Targets>,
     /// Whether a change of a feature's own metadata is an event.
     pub metadata_events: bool,
     /// Networks that the guard lets through.
     pub allow: Vec<IpNet>,
+    /// Whether plain HTTP is refused.
+    pub https_only: bool,
+    /// Issuers of certificates that are trusted beside the system's.
+    pub trust: Trust,
     /// Limits of one call.
     pub timeouts: Timeouts,
     /// When failed deliveries are tried again.
@@ -74,7 +86,7 @@ pub struct Config {
     /// How long a secret that was replaced signs as well.
     pub secret_rotation: Duration,
     /// Who is told of an endpoint's troubles.
-    pub notify: Settings,
+    pub notify: NotifySettings,
     /// Address of metrics and status; `None` for `off`.
     pub ops_listen: Option<SocketAddr>,
     /// How log lines are written.
@@ -96,6 +108,37 @@ impl Config {
         let shown = file.unwrap_or(Path::new(DEFAULT_FILE));
         let (raw, unknown_variables) = raw::parse(&text, shown, environment)?;
         check(raw, unknown_variables, environment)
+    }
+
+    /// What webhooks may reach.
+    pub fn guard(&self) -> Guard {
+        let host = match &self.database.host {
+            // An IPv6 address stands in brackets in a URL.
+            Host::Tcp(host) => Some(host.trim_matches(['[', ']']).to_owned()),
+            Host::Unix(_) => None,
+        };
+        Guard::new(self.allow.clone())
+            .with_https_only(self.https_only)
+            .with_database(DatabasePlace { host, port: self.database.port })
+    }
+
+    /// What the HTTP client is made of.
+    pub fn client_settings(&self) -> Settings {
+        Settings {
+            trust: self.trust.clone(),
+            targets: Arc::clone(&self.targets),
+            ..Settings::new(self.guard(), self.timeouts)
+        }
+    }
+
+    /// Who gets what.
+    pub fn routing(&self) -> Routing {
+        Routing { formats: self.formats.clone(), subscriptions: self.subscriptions.clone() }
+    }
+
+    /// How the endpoint with this key and URL is called, where it is not called like all others.
+    pub fn endpoint_options(&self, key: EndpointKey, url: &str) -> Option<&EndpointOptions> {
+        self.targets.options(key, url)
     }
 }
 
@@ -120,6 +163,9 @@ fn check(
     if max_in_flight == 0 {
         return Err(Error::config("delivery.max_in_flight is 0: nothing would be sent; use 1 or more"));
     }
+    let https_only = raw.network.https_only.unwrap_or(false);
+    let metadata_events = raw.webhooks.feature_metadata_events.unwrap_or(false);
+    let endpoints = endpoints::parse(raw.webhooks, https_only, environment)?;
     let mut config = Config {
         database: ConnInfo::parse(url.expose_secret(), password)?,
         mode: mode(raw.source.mode.as_deref())?,
@@ -133,13 +179,17 @@ fn check(
             max: duration("source.settle_max", raw.source.settle_max, Duration::from_secs(1))?,
         },
         state_dir: state_dir(raw.state.dir, environment),
+        formats: endpoints.formats,
+        subscriptions: endpoints.subscriptions,
+        targets: Arc::new(endpoints.targets),
+        metadata_events,
         retention: Retention {
             age: duration("state.retention", raw.state.retention, Retention::default().age)?,
             max_bytes: bytes("state.max_size", raw.state.max_size, Retention::default().max_bytes)?,
         },
-        formats: formats(&raw.webhooks)?,
-        metadata_events: raw.webhooks.feature_metadata_events.unwrap_or(false),
         allow: networks(&raw.network.allow)?,
+        https_only,
+        trust: trust(raw.network.ca_file.as_deref())?,
         timeouts: Timeouts {
             connect: duration("delivery.connect_timeout", raw.delivery.connect_timeout, defaults.0.connect)?,
             whole: duration("delivery.timeout", raw.delivery.timeout, defaults.0.whole)?,
@@ -177,10 +227,25 @@ fn password(file: Option<&str>, environment: &BTreeMap<String, String>) -> Resul
         .map(|dir| Path::new(dir).join(PASSWORD_CREDENTIAL))
         .filter(|path| path.exists());
     let Some(path) = file.map(PathBuf::from).or(credential) else { return Ok(None) };
-    let text = std::fs::read_to_string(&path).map_err(|e| {
-        Error::config(format!("the database password in {} cannot be read: {e}", path.display()))
-    })?;
-    Ok(Some(text.trim_end_matches(['\r', '\n']).to_owned().into()))
+    read_secret("the database password in", &path).map(Some)
+}
+
+/// What a file holds, without the line's end. `what` begins the error.
+fn read_secret(what: &str, path: &Path) -> Result<SecretString> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|e| Error::config(format!("{what} {} cannot be read: {e}", path.display())))?;
+    Ok(text.trim_end_matches(['\r', '\n']).to_owned().into())
+}
+
+fn trust(file: Option<&str>) -> Result<Trust> {
+    let Some(path) = file else { return Ok(Trust::default()) };
+    let bad = |what: String| {
+        Error::config(format!(
+            "network.ca_file {path} cannot be used: {what}: give a readable PEM file with the issuers' certificates"
+        ))
+    };
+    let pem = std::fs::read(path).map_err(|e| bad(e.to_string()))?;
+    Trust::from_pem(&pem).map_err(bad)
 }
 
 fn mode(text: Option<&str>) -> Result<Mode> {
@@ -214,20 +279,6 @@ fn state_dir(configured: Option<String>, environment: &BTreeMap<String, String>)
     // systemd may list several directories, separated by colons: ours is the first.
     let from_systemd = environment.get("STATE_DIRECTORY").and_then(|dirs| dirs.split(':').next());
     configured.as_deref().or(from_systemd).unwrap_or("./flagpost-state").into()
-}
-
-fn formats(raw: &raw::Webhooks) -> Result<Formats> {
-    let format =
-        |key: &str, text: &str| text.parse::<Format>().map_err(|e| Error::config(format!("{key}: {e}")));
-    let mut by_url = Vec::new();
-    for endpoint in &raw.endpoint {
-        if let Some(text) = &endpoint.format {
-            by_url.push((endpoint.url.clone(), format("webhooks.endpoint.format", text)?));
-        }
-    }
-    let default =
-        raw.format.as_deref().map_or(Ok(Format::Classic), |text| format("webhooks.format", text))?;
-    Ok(Formats { default, by_url })
 }
 
 fn networks(texts: &[String]) -> Result<Vec<IpNet>> {
@@ -323,6 +374,7 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
+    use crate::event::Format;
 
     fn environment(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
         pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect()
@@ -419,14 +471,29 @@ mod tests {
             .collect();
         let known_keys = raw::KEYS.iter().copied().chain([("webhooks", "endpoint")]).collect();
         assert_eq!(shown_keys, known_keys);
-        let password = tempfile::NamedTempFile::new().unwrap();
-        let shown = load(
-            &uncommented
-                .replace("/etc/flagpost/password", password.path().to_str().unwrap())
-                .replace("/etc/flagpost/smtp-password", password.path().to_str().unwrap()),
-            &[],
-        )
-        .unwrap();
+        let endpoints = table["webhooks"]["endpoint"].as_array().unwrap();
+        let shown_keys: BTreeSet<&str> =
+            endpoints.iter().flat_map(|entry| entry.as_table().unwrap().keys().map(|key| &**key)).collect();
+        assert_eq!(shown_keys, raw::ENDPOINT_KEYS.iter().copied().collect());
+        // The files that it names.
+        let folder = tempfile::tempdir().unwrap();
+        let pair = rcgen::generate_simple_self_signed(["example".to_owned()]).unwrap();
+        let (certificate, key) = (pair.cert.pem(), pair.signing_key.serialize_pem());
+        for (name, text) in [
+            ("password", "pw"),
+            ("client.pem", &certificate),
+            ("client.key", &key),
+            ("issuers.pem", &certificate),
+            ("audit-log.secret", "s"),
+            ("banner-secret", "s"),
+            ("smtp-password", "s"),
+        ] {
+            std::fs::write(folder.path().join(name), text).unwrap();
+        }
+        let credentials = ("CREDENTIALS_DIRECTORY", folder.path().to_str().unwrap());
+        let uncommented = uncommented.replace("/etc/flagpost", credentials.1);
+        let shown = load(&uncommented, &[credentials]).unwrap();
+        assert_eq!((shown.subscriptions.len(), shown.targets.configured().len()), (2, 2));
         let default = load("", &[URL]).unwrap();
         assert_eq!((shown.mode, shown.settle), (default.mode, default.settle));
         assert_eq!(
@@ -437,6 +504,7 @@ mod tests {
             (shown.metadata_events, shown.ops_listen, shown.log_format, &shown.log_level),
             (default.metadata_events, default.ops_listen, default.log_format, &default.log_level)
         );
+        assert_eq!(shown.https_only, default.https_only);
         assert_eq!((&shown.schedule, shown.max_in_flight), (&default.schedule, default.max_in_flight));
         assert_eq!(
             (shown.breaker, shown.secret_rotation, shown.retention, shown.notify.after),

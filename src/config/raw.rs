@@ -61,7 +61,50 @@ pub(super) struct Webhooks {
 #[serde(deny_unknown_fields, default)]
 pub(super) struct Endpoint {
     pub(super) url: String,
+    pub(super) name: Option<String>,
     pub(super) format: Option<String>,
+    pub(super) secret_file: Option<String>,
+    pub(super) credential: Option<String>,
+    pub(super) organisations: Vec<IdOrName>,
+    pub(super) projects: Vec<IdOrName>,
+    pub(super) environments: Vec<IdOrName>,
+    pub(super) features: Vec<IdOrName>,
+    pub(super) kinds: Vec<String>,
+    pub(super) headers: BTreeMap<String, SecretString>,
+    pub(super) timeout: Option<String>,
+    pub(super) max_in_flight: Option<usize>,
+    pub(super) client_certificate: Option<String>,
+    pub(super) client_key: Option<String>,
+    pub(super) verify: Option<bool>,
+}
+
+/// Keys of a table in `webhooks.endpoint`.
+#[cfg(test)]
+pub(super) const ENDPOINT_KEYS: &[&str] = &[
+    "url",
+    "name",
+    "format",
+    "secret_file",
+    "credential",
+    "organisations",
+    "projects",
+    "environments",
+    "features",
+    "kinds",
+    "headers",
+    "timeout",
+    "max_in_flight",
+    "client_certificate",
+    "client_key",
+    "verify",
+];
+
+/// A row of Flagsmith's, by its number or by its name.
+#[derive(Deserialize)]
+#[serde(untagged, expecting = "an id (a number) or a name (a string)")]
+pub(super) enum IdOrName {
+    Id(i64),
+    Name(String),
 }
 
 #[derive(Default, Deserialize)]
@@ -69,6 +112,9 @@ pub(super) struct Endpoint {
 pub(super) struct Network {
     #[serde(deserialize_with = "list")]
     pub(super) allow: Vec<String>,
+    #[serde(deserialize_with = "boolean")]
+    pub(super) https_only: Option<bool>,
+    pub(super) ca_file: Option<String>,
 }
 
 #[derive(Default, Deserialize)]
@@ -131,6 +177,8 @@ pub(super) const KEYS: &[(&str, &str)] = &[
     ("webhooks", "format"),
     ("webhooks", "feature_metadata_events"),
     ("network", "allow"),
+    ("network", "https_only"),
+    ("network", "ca_file"),
     ("delivery", "timeout"),
     ("delivery", "connect_timeout"),
     ("delivery", "retry"),

@@ -7,13 +7,18 @@
 //! What follows an attempt is decided by pure functions of the history, the answer and the clock: `retry` for the delivery,
 //! `breaker` and `pace` for the lane.
 
+mod answer;
 mod breaker;
 mod client;
 mod guard;
 mod lane;
+mod lookup;
 mod pace;
+mod redact;
 mod retry;
 mod sign;
+mod target;
+mod tls;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -29,14 +34,19 @@ use crate::error::{Error, Result};
 use crate::event::EndpointKey;
 use crate::ledger::{BreakerState, Due, Endpoint, Newsstand, Outcome, Pause, Reader, Verdict, Write};
 
+pub use answer::Answer;
 pub use breaker::{BreakerPolicy, Passage, passage};
 pub use client::{
-    ACTION, Answer, CHANGE_REQUEST_ID, CHANGE_REQUEST_TITLE, Client, EVENT_ID, REPLAY, SEQUENCE, SIGNATURE,
-    Timeouts,
+    ACTION, CHANGE_REQUEST_ID, CHANGE_REQUEST_TITLE, Client, EVENT_ID, REPLAY, SEQUENCE, SIGNATURE, Settings,
+    Timeouts, WEBHOOK_ID, WEBHOOK_SIGNATURE, WEBHOOK_TIMESTAMP,
 };
-pub use guard::{Guard, Refused};
+pub use guard::{DatabasePlace, Guard, Refused};
+pub use lookup::{Found, Lookup, Resolver, SystemLookup};
+pub use redact::redacted;
 pub use retry::{History, Reply, Schedule};
-pub use sign::flagsmith_signature;
+pub use sign::{flagsmith_signature, standard_signatures};
+pub use target::{Configured, EndpointOptions, Targets};
+pub use tls::{Tls, Trust};
 
 use lane::{Lane, Room};
 
@@ -89,6 +99,8 @@ pub struct Dispatcher {
 /// A call that has ended.
 struct Finished {
     due: Due,
+    /// Where it went.
+    url: String,
     began: Micros,
     took: Duration,
     answer: Answer,
@@ -209,17 +221,31 @@ impl Dispatcher {
             return Ok(Room::None);
         }
         lane.state(endpoint, reader)?;
-        let room = lane.room(now, options.max_in_flight);
+        // Cheap first: most lanes may send nothing most of the time.
+        let room = lane.room(now, usize::MAX);
         if matches!(room, Room::NotBefore(_) | Room::None) {
             return Ok(room);
         }
-        let Some(target) = lane.target(endpoint, reader, options.secret_rotation)? else {
+        let target = match client.configured(endpoint) {
+            None => lane.target(endpoint, reader, options.secret_rotation)?,
+            configured => configured,
+        };
+        let Some(target) = target else {
+            if matches!(endpoint, EndpointKey::Configured(_)) {
+                warn!(
+                    endpoint_id = %endpoint,
+                    "deliveries wait for an endpoint that is not in the configuration any more: put it back, or let them \
+                     become dead letters after delivery.max_age"
+                );
+            }
             lane.clear();
             return Ok(Room::None);
         };
-        let due = match room {
+        let most = most_in_flight(client, options, endpoint, &target.url);
+        let due = match lane.room(now, most) {
             Room::Probe => lane.probe(endpoint, reader)?,
-            _ => lane.next(endpoint, reader, options.max_in_flight)?,
+            Room::Next => lane.next(endpoint, reader, most)?,
+            other => return Ok(other),
         };
         let Some(due) = due else { return Ok(Room::None) };
         calls.spawn(call(client.clone(), target, due));
@@ -231,7 +257,7 @@ impl Dispatcher {
         let now = Micros::now();
         let verdict = self.judge(&finished, now);
         let (breaker, hasten) = self.move_lane(&finished, verdict, now)?;
-        let Finished { due, began, took, answer } = finished;
+        let Finished { due, began, took, answer, .. } = finished;
         let attempt = due.attempts + 1;
         let milliseconds = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
         report(&due, attempt, milliseconds, &answer, verdict, now);
@@ -276,7 +302,7 @@ impl Dispatcher {
         verdict: Verdict,
         now: Micros,
     ) -> Result<(Option<BreakerState>, bool)> {
-        let Dispatcher { lanes, reader, options, .. } = self;
+        let Dispatcher { lanes, reader, options, client, .. } = self;
         let endpoint = finished.due.endpoint;
         let Some(lane) = lanes.get_mut(&endpoint) else { return Ok((None, false)) };
         lane.ended();
@@ -298,7 +324,8 @@ impl Dispatcher {
             Verdict::Delivered => lane.pace.succeeded(),
             Verdict::Retry(at) if finished.answer.reply().is_overload() => {
                 let until = finished.answer.retry_after.is_some().then_some(at);
-                lane.pace.overloaded(options.max_in_flight, until);
+                let most = most_in_flight(client, options, endpoint, &finished.url);
+                lane.pace.overloaded(most, until);
             }
             Verdict::Retry(_) | Verdict::Dead | Verdict::Pause => {}
         }
@@ -326,10 +353,16 @@ impl Dispatcher {
     }
 }
 
+/// Calls at once to an endpoint: what the configuration says of it, or of all.
+fn most_in_flight(client: &Client, options: &Options, endpoint: EndpointKey, url: &str) -> usize {
+    let own = client.options(endpoint, url).and_then(|options| options.max_in_flight);
+    own.unwrap_or(options.max_in_flight)
+}
+
 async fn call(client: Client, target: Endpoint, due: Due) -> Finished {
     let (began, start) = (Micros::now(), Instant::now());
     let answer = client.send(&target, due.clone()).await;
-    Finished { due, began, took: start.elapsed(), answer }
+    Finished { due, url: target.url, began, took: start.elapsed(), answer }
 }
 
 fn report(due: &Due, attempt: u32, latency_ms: u64, answer: &Answer, verdict: Verdict, now: Micros) {

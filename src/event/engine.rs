@@ -13,7 +13,7 @@ use super::flag::Cause;
 use super::group::{Group, Touch};
 use super::schedule::Timers;
 use super::version::version_slot;
-use super::{Commit, EndpointKey, Event, Formats, Recipient, recipients};
+use super::{Commit, EndpointKey, Event, Recipient, Routing, recipients};
 use crate::change::{Key, Lsn, Micros, Op, Row, RowChange, Transaction};
 use crate::mirror::{Mirror, Persist, Slot, Target};
 use crate::schema::{
@@ -64,7 +64,7 @@ pub struct Engine {
     pub(super) mirror: Mirror,
     pub(super) system_id: String,
     settle: Settle,
-    formats: Formats,
+    routing: Routing,
     pub(super) metadata_events: bool,
     pub(super) groups: HashMap<Slot, Group>,
     deadlines: BTreeSet<(Micros, Slot)>,
@@ -86,14 +86,14 @@ impl Engine {
         mirror: Mirror,
         system_id: String,
         settle: Settle,
-        formats: Formats,
+        routing: impl Into<Routing>,
         metadata_events: bool,
     ) -> Engine {
         Engine {
             mirror,
             system_id,
             settle,
-            formats,
+            routing: routing.into(),
             metadata_events,
             groups: HashMap::new(),
             deadlines: BTreeSet::new(),
@@ -477,7 +477,7 @@ impl Engine {
     }
 
     pub(super) fn emit(&self, event: Event, out: Out<'_>) {
-        let to = recipients(&event, &self.mirror, &self.formats);
+        let to = recipients(&event, &self.mirror, &self.routing);
         out(Effect::Event(Box::new(event), to));
     }
 }

@@ -113,7 +113,7 @@ impl Harness {
     fn sent(&self, effect: Effect) -> Vec<Sent> {
         let Effect::Event(event, recipients) = effect else { return Vec::new() };
         let url = |recipient: &Recipient| {
-            let (table, id) = recipient.endpoint.row();
+            let (table, id) = recipient.endpoint.row().unwrap();
             let row = self.engine.mirror().row_by_id(table, id).unwrap();
             row.text(1).unwrap().rsplit_once("18080").unwrap().1.to_owned()
         };

@@ -26,7 +26,7 @@ use crate::schema::{api_key, user};
 pub use engine::{Effect, Engine, Out, Settle};
 pub use format::Format;
 pub use id::EventId;
-pub use route::{EndpointKey, Formats, Recipient, recipients};
+pub use route::{EndpointKey, EndpointName, Formats, Recipient, Routing, Subscription, Wanted, recipients};
 pub use sample::sample;
 
 /// `event_type` of a body.

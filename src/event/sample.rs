@@ -36,7 +36,7 @@ pub fn sample(endpoint: EndpointKey, at: Micros) -> Event {
             Action { verb: Verb::Created, scope: None },
             Payload::Audit(Box::new(audit(&time))),
         ),
-        _ => event(
+        EndpointKey::Environment(_) | EndpointKey::Configured(_) => event(
             Kind::FlagUpdated,
             Action { verb: Verb::Updated, scope: Some(Scope::Default) },
             Payload::Flag(Box::new(FlagPayload {

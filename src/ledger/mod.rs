@@ -13,7 +13,6 @@ mod retention;
 mod schema;
 mod seal;
 mod search;
-mod shown_url;
 mod survey;
 mod writer;
 
@@ -38,7 +37,6 @@ pub use record::{
 };
 pub use retention::{Finished, Retention};
 pub use search::{DeliveryState, Filter, Replayable};
-pub use shown_url::shown_url;
 pub use writer::{News, Newsstand};
 
 use seal::Seal;

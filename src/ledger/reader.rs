@@ -27,11 +27,11 @@ pub struct Endpoint {
     pub enabled: bool,
 }
 
-/// In which column of its row an endpoint's secret is.
-pub(super) fn secret_column(endpoint: EndpointKey) -> usize {
-    match endpoint {
-        EndpointKey::Environment(_) => environment_webhook::SECRET,
-        EndpointKey::Organisation(_) => organisation_webhook::SECRET,
+/// In which column of a webhook table's row the secret is.
+pub(super) fn secret_column(table: Table) -> usize {
+    match table {
+        Table::OrganisationWebhook => organisation_webhook::SECRET,
+        _ => environment_webhook::SECRET,
     }
 }
 
@@ -179,7 +179,7 @@ impl Reader {
 
     /// Whose endpoint it is.
     pub fn owner(&self, endpoint: EndpointKey) -> Result<Owner> {
-        let (table, id) = endpoint.row();
+        let Some((table, id)) = endpoint.row() else { return Ok(Owner::default()) };
         let id_in = |row: Option<&Row>, column: usize| row.and_then(|row| row.int(column));
         let hook = self.mirror_row(table, Some(id))?;
         let (organisation_id, environment) = match endpoint {
@@ -193,6 +193,7 @@ impl Reader {
             EndpointKey::Organisation(_) => {
                 (id_in(hook.as_ref(), organisation_webhook::ORGANISATION_ID), None)
             }
+            EndpointKey::Configured(_) => (None, None),
         };
         let organisation = self.mirror_row(Table::Organisation, organisation_id)?;
         let text = |row: &Option<Row>, column: usize| {
@@ -232,13 +233,13 @@ impl Reader {
         let rows = statement
             .query_map(params![endpoint.to_string(), since.0], |row| row.get::<_, Vec<u8>>(0))
             .map_err(self.failed())?;
-        let table = endpoint.row().0;
         let mut secrets = Vec::new();
+        let Some((table, _)) = endpoint.row() else { return Ok(secrets) };
         for bytes in rows {
             let bytes = bytes.map_err(self.failed())?;
             if let Some(row) = Row::from_bytes(&bytes) {
                 let row = self.seal.unseal(table, &row)?;
-                secrets.extend(row.text(secret_column(endpoint)).map(str::to_owned));
+                secrets.extend(row.text(secret_column(table)).map(str::to_owned));
             }
         }
         Ok(secrets)
@@ -254,7 +255,7 @@ impl Reader {
 
     /// The endpoint's row, as of the last commit, without its old secrets; `None` when it was deleted.
     pub fn endpoint(&self, key: EndpointKey) -> Result<Option<Endpoint>> {
-        let (table, id) = key.row();
+        let Some((table, id)) = key.row() else { return Ok(None) };
         let Some(row) = self.mirror_row(table, Some(id))? else { return Ok(None) };
         let row = self.seal.unseal(table, &row)?;
         let text = |column: usize| row.text(column).unwrap_or_default().to_owned();
@@ -271,6 +272,7 @@ impl Reader {
                 old_secrets: Vec::new(),
                 enabled: row.flag(organisation_webhook::ENABLED),
             },
+            EndpointKey::Configured(_) => return Ok(None),
         }))
     }
 

@@ -262,7 +262,7 @@ impl Writer {
             .and_then(|mut s| s.query_row(params![table.name(), id], |row| row.get(0)).optional())?;
         let Some(sealed) = bytes.and_then(|bytes| Row::from_bytes(&bytes)) else { return Ok(()) };
         let old = self.seal.unseal(table, &sealed)?;
-        let secret = |row: &Row| row.text(secret_column(endpoint)).unwrap_or_default().to_owned();
+        let secret = |row: &Row| row.text(secret_column(table)).unwrap_or_default().to_owned();
         if secret(&old).is_empty() || secret(&old) == secret(new) {
             return Ok(());
         }

@@ -7,6 +7,7 @@ mod policy;
 mod post;
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use lettre::message::Mailbox;
@@ -16,9 +17,10 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::change::Micros;
+use crate::delivery::{Targets, redacted};
 use crate::error::Result;
 use crate::event::EndpointKey;
-use crate::ledger::{LaneState, Reader, Write, shown_url};
+use crate::ledger::{LaneState, Reader, Write};
 
 pub use notice::Notice;
 pub use policy::{Trouble, troubles};
@@ -49,15 +51,21 @@ pub struct Notifier {
     reader: Reader,
     writes: mpsc::Sender<Write>,
     settings: Settings,
+    targets: Arc<Targets>,
     /// What could not be told waits until then.
     not_before: HashMap<EndpointKey, Instant>,
 }
 
 impl Notifier {
     /// A notifier over the ledger that `reader` reads; `None` where nobody is to be told.
-    pub fn new(reader: Reader, writes: mpsc::Sender<Write>, settings: Settings) -> Option<Notifier> {
+    pub fn new(
+        reader: Reader,
+        writes: mpsc::Sender<Write>,
+        settings: Settings,
+        targets: Arc<Targets>,
+    ) -> Option<Notifier> {
         let tells = settings.smtp.is_some() || settings.webhook.is_some();
-        tells.then(|| Notifier { reader, writes, settings, not_before: HashMap::new() })
+        tells.then(|| Notifier { reader, writes, settings, targets, not_before: HashMap::new() })
     }
 
     /// Looks and tells until `stop`.
@@ -78,10 +86,14 @@ impl Notifier {
             if is_waiting || troubles.is_empty() {
                 continue;
             }
-            let Some(target) = self.reader.endpoint(endpoint)? else { continue };
+            let target = match self.targets.endpoint(endpoint) {
+                Some(target) => Some(target),
+                None => self.reader.endpoint(endpoint)?,
+            };
+            let Some(target) = target else { continue };
             let notice = Notice {
                 endpoint,
-                url: shown_url(&target.url),
+                url: redacted(&target.url),
                 owner: self.reader.owner(endpoint)?,
                 troubles,
                 pending: self.reader.pending(endpoint)?,

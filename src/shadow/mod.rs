@@ -72,7 +72,8 @@ where
     let addr = listener.addr;
     // What Flagsmith sends can only be compared in its own format.
     let formats = Formats { default: Format::Current, by_url: Vec::new() };
-    let config = Config { formats, ..config.clone() };
+    // Of the configuration's own endpoints Flagsmith knows nothing.
+    let config = Config { formats, subscriptions: Vec::new(), ..config.clone() };
     let (give_back, given_back) = oneshot::channel();
     let consume = |outlet: Outlet, stop| {
         let mut shadow = Shadow::new(outlet, listener, options, tell.clone())?;

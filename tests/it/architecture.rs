@@ -19,7 +19,7 @@ const ALLOWED: [(&str, &[&str]); 11] = [
     ("event", &["mirror"]),
     ("ledger", &["mirror", "event"]),
     ("delivery", &["event", "ledger"]),
-    ("notify", &["event", "ledger"]),
+    ("notify", &["event", "ledger", "delivery"]),
     ("config", &["source", "event", "ledger", "delivery", "notify"]),
     ("ops", &["config"]),
 ];

@@ -5,13 +5,16 @@
 
 mod architecture;
 mod bad_input;
+mod canary;
 mod cli;
 mod cluster;
 mod crash;
 mod delivery;
 mod demo;
+mod endpoints;
 mod golden;
 mod golden_daemon;
+mod hostile;
 mod idle;
 mod migration;
 mod notices;
@@ -22,5 +25,6 @@ mod receivers;
 mod replication;
 mod schedule;
 mod shadow;
+mod signing;
 mod story;
 mod support;

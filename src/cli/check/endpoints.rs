@@ -1,15 +1,15 @@
-//! The endpoints that Flagsmith's tables name: can anything be sent to them? Nothing is sent; names are resolved.
+//! The endpoints of Flagsmith's tables and of the configuration: can anything be sent to them? Nothing is sent; names are
+//! resolved.
 
-use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::{StreamExt, stream};
-use url::{Host, Url};
+use url::Url;
 
 use super::report::{Group, Report};
-use crate::cli::endpoint_url::redacted;
 use crate::config::Config;
-use crate::delivery::Guard;
+use crate::delivery::{Resolver, SystemLookup, redacted};
 use crate::event::EndpointKey;
 use crate::source::Listener;
 
@@ -19,11 +19,25 @@ const RESOLVE_WITHIN: Duration = Duration::from_secs(3);
 const AT_A_TIME: usize = 16;
 const GROUP: Group = Group::Endpoints;
 
+/// An endpoint that is enabled.
+struct Enabled<'a> {
+    key: EndpointKey,
+    url: &'a str,
+}
+
 pub(super) async fn check(config: &Config, listeners: &[Listener], report: &mut Report) {
-    let guard = Guard::new(config.allow.clone());
-    let enabled: Vec<&Listener> = listeners.iter().filter(|listener| listener.enabled).collect();
+    let resolver = Resolver::new(config.guard(), Arc::new(SystemLookup));
+    let in_database = listeners.iter().filter(|listener| listener.enabled).filter_map(|listener| {
+        Some(Enabled { key: EndpointKey::of(listener.table, listener.id)?, url: &listener.url })
+    });
+    let mut enabled: Vec<Enabled<'_>> = in_database.collect();
+    let disabled = listeners.len() - enabled.len();
+    let is_flagsmiths = !enabled.is_empty();
+    let configured = config.targets.configured().iter();
+    enabled
+        .extend(configured.map(|c| Enabled { key: EndpointKey::Configured(c.name), url: &c.endpoint.url }));
     let found: Vec<Option<String>> =
-        stream::iter(enabled.iter().map(|listener| obstacle(&guard, &listener.url)))
+        stream::iter(enabled.iter().map(|endpoint| obstacle(&resolver, endpoint.url)))
             .buffered(AT_A_TIME)
             .collect()
             .await;
@@ -31,20 +45,16 @@ pub(super) async fn check(config: &Config, listeners: &[Listener], report: &mut 
     report.ok(
         GROUP,
         "endpoints",
-        format!(
-            "{good} of {} enabled endpoints can be sent to, {} are disabled",
-            enabled.len(),
-            listeners.len() - enabled.len()
-        ),
+        format!("{good} of {} enabled endpoints can be sent to, {disabled} are disabled", enabled.len()),
     );
-    for (listener, obstacle) in enabled.iter().zip(found) {
+    for (endpoint, obstacle) in enabled.iter().zip(found) {
         if let Some(obstacle) = obstacle {
-            warn(listener, &obstacle, report);
+            warn(endpoint, &obstacle, report);
         }
+        warn_unverified(config, endpoint, report);
     }
-    if enabled.is_empty() {
-        report.ok(GROUP, "flagsmith-webhooks", "no endpoint is enabled: nothing is sent");
-    } else {
+    list_configured(config, report);
+    if is_flagsmiths {
         report.warn(
             GROUP,
             "flagsmith-webhooks",
@@ -52,47 +62,57 @@ pub(super) async fn check(config: &Config, listeners: &[Listener], report: &mut 
              everything twice",
             "set DISABLE_WEBHOOKS=true in Flagsmith's environment and restart it, if that is not done yet",
         );
+    } else if enabled.is_empty() {
+        report.ok(GROUP, "flagsmith-webhooks", "no endpoint is enabled: nothing is sent");
     }
 }
 
-fn warn(listener: &Listener, obstacle: &str, report: &mut Report) {
-    let key = EndpointKey::of(listener.table, listener.id).map(|key| key.to_string()).unwrap_or_default();
+fn list_configured(config: &Config, report: &mut Report) {
+    for configured in config.targets.configured() {
+        let url = redacted(&configured.endpoint.url);
+        let signed = if configured.endpoint.secret.is_empty() { "not signed" } else { "signed" };
+        let key = EndpointKey::Configured(configured.name);
+        report.ok(GROUP, "configured-endpoint", format!("{key} {url}, {signed}"));
+    }
+}
+
+fn warn_unverified(config: &Config, endpoint: &Enabled<'_>, report: &mut Report) {
+    let options = config.endpoint_options(endpoint.key, endpoint.url);
+    if options.is_some_and(|options| !options.tls.verifies()) {
+        report.warn(
+            GROUP,
+            "endpoint-tls",
+            format!(
+                "{} {}: TLS IS NOT VERIFIED (verify = false): whoever is on the way can read and change what is sent",
+                endpoint.key,
+                redacted(endpoint.url)
+            ),
+            "name the issuer's certificate in network.ca_file and remove verify = false from [[webhooks.endpoint]]",
+        );
+    }
+}
+
+fn warn(endpoint: &Enabled<'_>, obstacle: &str, report: &mut Report) {
+    let place = match endpoint.key {
+        EndpointKey::Configured(_) => "correct it in the configuration",
+        EndpointKey::Environment(_) | EndpointKey::Organisation(_) => "correct or disable it in Flagsmith",
+    };
     report.warn(
         GROUP,
         "endpoint",
-        format!("{key} {}: {obstacle}", redacted(&listener.url)),
-        "correct or disable it in Flagsmith, or allow its network: network.allow (FLAGPOST_NETWORK_ALLOW)",
+        format!("{} {}: {obstacle}", endpoint.key, redacted(endpoint.url)),
+        format!("{place}, or allow its network: network.allow (FLAGPOST_NETWORK_ALLOW)"),
     );
 }
 
 /// Why nothing can be sent to `url`.
-async fn obstacle(guard: &Guard, url: &str) -> Option<String> {
+async fn obstacle(resolver: &Resolver, url: &str) -> Option<String> {
     let url = match Url::parse(url) {
         Ok(url) => url,
         Err(error) => return Some(format!("it is no URL ({error})")),
     };
-    if let Err(refused) = guard.check_url(&url) {
-        return Some(refused);
+    match tokio::time::timeout(RESOLVE_WITHIN, resolver.check(&url)).await {
+        Err(_) => Some(format!("its name was not resolved within {} s", RESOLVE_WITHIN.as_secs())),
+        Ok(found) => found.err(),
     }
-    match url.host() {
-        Some(Host::Domain(name)) => unresolved(guard, name).await,
-        _ => None,
-    }
-}
-
-async fn unresolved(guard: &Guard, name: &str) -> Option<String> {
-    let found = tokio::time::timeout(RESOLVE_WITHIN, tokio::net::lookup_host((name, 0))).await;
-    let addresses: Vec<IpAddr> = match found {
-        Err(_) => return Some(format!("{name} was not resolved within {} s", RESOLVE_WITHIN.as_secs())),
-        Ok(Err(error)) => return Some(format!("{name} cannot be resolved: {error}")),
-        Ok(Ok(addresses)) => addresses.map(|address| address.ip()).collect(),
-    };
-    let mut refused = None;
-    for address in addresses {
-        match guard.check(address) {
-            Ok(()) => return None,
-            Err(error) => refused = Some(error),
-        }
-    }
-    Some(refused.map_or_else(|| format!("{name} has no address"), |error| error.to_string()))
 }

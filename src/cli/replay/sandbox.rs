@@ -1,16 +1,15 @@
 //! `flagpost replay --to`: events go to another place, from this process, through the same network guard.
 //!
-//! The place learns nothing that it could use against a real endpoint: no secret of one signs what goes there, and no header of
-//! the configuration goes along. Nothing is written to the ledger.
+//! The place learns nothing that it could use against a real endpoint: no secret of one signs what goes there, and no header that
+//! is configured for another URL goes along. Nothing is written to the ledger.
 
 use std::path::Path;
 
 use super::Selection;
 use crate::cli::endpoint;
-use crate::cli::endpoint_url::redacted;
 use crate::cli::printable::one_line;
 use crate::config::Config;
-use crate::delivery::Client;
+use crate::delivery::{Client, redacted};
 use crate::error::{Error, Result};
 use crate::event::EndpointKey;
 use crate::ledger::{Due, Endpoint, Reader, Recorded};

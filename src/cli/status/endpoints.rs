@@ -6,9 +6,10 @@ use std::time::Duration;
 use serde::Serialize;
 
 use crate::change::Micros;
-use crate::cli::endpoint_url::redacted;
 use crate::cli::printable::one_line;
-use crate::cli::{moment, size};
+use crate::cli::{endpoint, moment, size};
+use crate::config::Config;
+use crate::delivery::redacted;
 use crate::error::Result;
 use crate::event::EndpointKey;
 use crate::ledger::{BreakerState, Counts, Endpoint, LaneState, Pause, Reader};
@@ -19,6 +20,8 @@ pub(super) struct EndpointPart {
     /// Without userinfo and query; `None` where the endpoint was deleted.
     url: Option<String>,
     enabled: bool,
+    /// False where the configuration says `verify = false`: TLS is made with whoever answers.
+    tls_verified: bool,
     paused: Option<PausedPart>,
     /// While it is open.
     breaker: Option<BreakerPart>,
@@ -50,8 +53,8 @@ struct BreakerPart {
     next_probe_seconds: Option<u64>,
 }
 
-/// The endpoints that the mirror holds, and those that were deleted and have deliveries on record.
-pub(super) fn read(reader: &Reader) -> Result<Vec<EndpointPart>> {
+/// The endpoints of the mirror and of the configuration, and those that were deleted and have deliveries on record.
+pub(super) fn read(config: &Config, reader: &Reader) -> Result<Vec<EndpointPart>> {
     let mut counts = reader.counts()?;
     let mut lanes: HashMap<String, LaneState> =
         reader.lanes()?.into_iter().map(|(key, lane)| (key.to_string(), lane)).collect();
@@ -61,9 +64,11 @@ pub(super) fn read(reader: &Reader) -> Result<Vec<EndpointPart>> {
         part(key, endpoint, counts, &lane, now)
     };
     let mut parts: Vec<EndpointPart> = Vec::new();
-    for (key, endpoint) in reader.endpoints()? {
+    for (key, endpoint) in endpoint::all(config, reader)? {
         let counts = counts.remove(&key.to_string()).unwrap_or_default();
-        parts.push(part(key.to_string(), Some(&endpoint), counts));
+        let options = config.endpoint_options(key, &endpoint.url);
+        let tls_verified = options.is_none_or(|options| options.tls.verifies());
+        parts.push(EndpointPart { tls_verified, ..part(key.to_string(), Some(&endpoint), counts) });
     }
     parts.extend(counts.into_iter().map(|(key, counts)| part(key, None, counts)));
     parts.sort_by_cached_key(|part| (part.endpoint.parse::<EndpointKey>().ok(), part.endpoint.clone()));
@@ -81,6 +86,7 @@ fn part(
         endpoint: key,
         url: endpoint.map(|endpoint| redacted(&endpoint.url)),
         enabled: endpoint.is_some_and(|endpoint| endpoint.enabled),
+        tls_verified: true,
         paused: lane.pause.as_ref().map(paused),
         breaker: breaker(&lane.breaker, now),
         pending: counts.pending,
@@ -186,7 +192,11 @@ fn cells(part: &EndpointPart) -> [String; COLUMNS] {
         part.shadowed.to_string(),
         part.replays.to_string(),
         oldest.unwrap_or_else(|| "-".into()),
-        part.url.clone().unwrap_or_else(|| "(deleted)".into()),
+        format!(
+            "{}{}",
+            part.url.as_deref().unwrap_or("(deleted)"),
+            if part.tls_verified { "" } else { "  TLS IS NOT VERIFIED" }
+        ),
     ]
 }
 

@@ -9,7 +9,7 @@ use std::str::FromStr;
 
 use serde_json::{Value as Json, json};
 
-use super::{Event, Payload};
+use super::{Event, Kind, Payload};
 use crate::change::{Micros, Row};
 use crate::mirror::{StateView, Value};
 use crate::schema::{feature, feature_state, identity};
@@ -30,6 +30,11 @@ impl Format {
             Format::Classic => "classic",
             Format::Current => "current",
         }
+    }
+
+    /// Whether there is a body for such events: the documentation of 2020 knows no versions.
+    pub fn has(self, kind: Kind) -> bool {
+        self == Format::Current || kind != Kind::NewVersionPublished
     }
 
     /// The exact bytes to send, as UTF-8 text.

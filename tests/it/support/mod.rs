@@ -4,9 +4,11 @@ use std::path::{Path, PathBuf};
 
 use flagpost::demo::cluster::Options;
 
+pub(crate) mod call;
 pub(crate) mod flagsmith;
 pub(crate) mod oracle;
 pub(crate) mod process;
+pub(crate) mod raw;
 pub(crate) mod replay;
 
 /// The recorded data.

@@ -5,7 +5,7 @@
 //! test has left is killed.
 
 use std::collections::VecDeque;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -53,6 +53,8 @@ pub(crate) struct Installation {
     state: TempDir,
     /// MiB of the file system that the daemon has its state directory on.
     small_disk: Option<u32>,
+    /// Where standard error goes as well as to the test, whole.
+    log: Option<PathBuf>,
 }
 
 impl Installation {
@@ -60,7 +62,7 @@ impl Installation {
     pub(crate) fn new(url: &str) -> Installation {
         let state = tempfile::tempdir().unwrap();
         let dir = state.path().join("state");
-        Installation { variables: Vec::new(), state, small_disk: None }
+        Installation { variables: Vec::new(), state, small_disk: None, log: None }
             .with("FLAGPOST_DATABASE_URL", url)
             .with("FLAGPOST_STATE_DIR", dir.to_str().unwrap())
             .with("FLAGPOST_OPS_LISTEN", "off")
@@ -70,6 +72,12 @@ impl Installation {
     pub(crate) fn with(mut self, key: &str, value: &str) -> Installation {
         self.variables.retain(|(k, _)| k != key);
         self.variables.push((key.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Everything that a process writes to standard error goes into this file.
+    pub(crate) fn log_into(mut self, file: PathBuf) -> Installation {
+        self.log = Some(file);
         self
     }
 
@@ -119,7 +127,11 @@ impl Installation {
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();
         let stdout = Written::collect(child.stdout.take().unwrap());
-        let stderr = Written::collect(child.stderr.take().unwrap());
+        let file = self
+            .log
+            .as_ref()
+            .map(|path| std::fs::OpenOptions::new().create(true).append(true).open(path).unwrap());
+        let stderr = Written::collect_into(child.stderr.take().unwrap(), file);
         Process { child, stdout, stderr }
     }
 
@@ -241,10 +253,17 @@ struct Written {
 
 impl Written {
     fn collect(pipe: impl Read + Send + 'static) -> Written {
+        Written::collect_into(pipe, None)
+    }
+
+    fn collect_into(pipe: impl Read + Send + 'static, mut file: Option<std::fs::File>) -> Written {
         let lines = Arc::new(Mutex::new(VecDeque::new()));
         let kept = Arc::clone(&lines);
         let reader = std::thread::spawn(move || {
             for line in BufReader::new(pipe).split(b'\n').map_while(Result::ok) {
+                if let Some(file) = &mut file {
+                    file.write_all(&line).and_then(|()| file.write_all(b"\n")).unwrap();
+                }
                 let mut kept = lock(&kept);
                 if kept.len() == LINES {
                     kept.pop_front();

@@ -5,8 +5,8 @@ use url::Url;
 /// What is shown of something that is no URL: none of it, since it can hold anything.
 const NO_URL: &str = "(no URL)";
 
-/// The URL without what may be secret in it.
-pub fn shown_url(text: &str) -> String {
+/// `text` as it may be shown.
+pub fn redacted(text: &str) -> String {
     let Ok(mut url) = Url::parse(text) else { return NO_URL.into() };
     let hidden = url.query().is_some() || url.fragment().is_some();
     url.set_query(None);
@@ -33,8 +33,8 @@ mod tests {
             ("sekrit", "(no URL)"),
             ("", "(no URL)"),
         ] {
-            assert_eq!(shown_url(url), shown);
+            assert_eq!(redacted(url), shown);
         }
-        assert!(!shown_url("file://sekrit:sekrit@/x").contains("sekrit"));
+        assert!(!redacted("file://sekrit:sekrit@/x").contains("sekrit"));
     }
 }
