@@ -6,6 +6,8 @@
 
 mod history;
 mod operator;
+#[cfg(test)]
+mod operator_tests;
 mod purge;
 mod reader;
 mod record;
