@@ -14,8 +14,8 @@ use crate::error::Error;
 use crate::ledger::{Ledger, Reader};
 use crate::source::{ConnInfo, connect, slot_facts};
 
-/// So much must be free before it is tried again; twice as much every time it was not enough to get further.
-const ENOUGH: u64 = 4 << 20;
+/// So many bytes must be free before it is tried again; twice as many every time it was not enough to get further.
+pub const ENOUGH: u64 = 4 << 20;
 /// Between two looks at the disk.
 const LOOK: Duration = Duration::from_secs(1);
 /// Between two lines in the log.

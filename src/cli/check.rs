@@ -7,14 +7,31 @@ mod endpoints;
 mod ledger;
 mod report;
 mod tables;
+mod upkeep;
+
+use clap::Args;
 
 use crate::config::Config;
 use crate::error::Result;
 use report::Report;
 
-pub(super) async fn check(config: &Config, json: bool) -> Result<u8> {
+/// What was typed.
+#[derive(Debug, Args)]
+pub(super) struct Options {
+    /// Compare every index of the ledger with its table too, and read through a ledger of any size
+    #[arg(long)]
+    full: bool,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) async fn check(config: &Config, options: &Options) -> Result<u8> {
     let mut report = Report::default();
     let ledger = ledger::check_files(config, &mut report);
+    if ledger.is_some() {
+        upkeep::check(config, options.full, &mut report);
+    }
     let view = database::check(config, ledger.as_ref(), &mut report).await;
     let mut listeners = None;
     if let Some(view) = &view {
@@ -25,7 +42,7 @@ pub(super) async fn check(config: &Config, json: bool) -> Result<u8> {
         endpoints::check(config, &listeners, &mut report).await;
     }
     report.sort();
-    if json {
+    if options.json {
         report.print_json()?;
     } else {
         report.print_text();

@@ -11,12 +11,22 @@ macro_rules! say {
 
 mod check;
 mod demo;
+mod endpoint;
+mod log;
+mod moment;
+mod pause;
+mod printable;
+mod replay;
 mod run;
 mod setup;
 mod shadow;
+mod show;
 mod size;
 mod status;
+mod test;
 mod uninstall;
+mod view;
+mod wanted;
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -43,13 +53,25 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Tell what stands in the way, with the SQL that mends it
-    Check(Json),
+    Check(check::Options),
     /// Make publication and slot, and fill the mirror
     Setup(setup::Options),
     /// Capture changes and deliver webhooks until told to stop
     Run,
     /// Show lag, queues and endpoints
     Status(Json),
+    /// Show what has happened, and what became of it
+    Log(log::Options),
+    /// Show one event: what changed, who got it, what they answered
+    Show(show::Options),
+    /// Send again what was delivered or given up
+    Replay(replay::Options),
+    /// Send nothing more to an endpoint; what comes for it waits
+    Pause(pause::PauseOptions),
+    /// End a pause, close the breaker, and send what waits
+    Resume(pause::ResumeOptions),
+    /// Send a made-up event to an endpoint, and say what was answered
+    Test(test::Options),
     /// Compare what Flagsmith sends with what flagpost would send, and send nothing
     Shadow(shadow::Options),
     /// Show the daemon at work on a scratch database: real changes, real webhooks, a kill -9
@@ -95,12 +117,18 @@ fn execute(cli: Cli) -> Result<u8> {
     let runtime = runtime()?;
     let code = runtime.block_on(async {
         match cli.command {
-            Command::Check(options) => check::check(&config, options.json).await,
+            Command::Check(options) => check::check(&config, &options).await,
             Command::Setup(options) => setup::setup(&config, &options).await,
             Command::Run => run::run(&config).await,
             Command::Demo(options) => demo::demo(&options).await,
             Command::Shadow(options) => shadow::shadow(&config, &options).await,
             Command::Status(options) => status::status(&config, options.json).await,
+            Command::Log(options) => log::log(&config, &options).await,
+            Command::Show(options) => show::show(&config, &options),
+            Command::Replay(options) => replay::replay(&config, &options).await,
+            Command::Pause(options) => pause::pause(&config, &options),
+            Command::Resume(options) => pause::resume(&config, &options),
+            Command::Test(options) => test::test(&config, &options).await,
             Command::Uninstall(options) => uninstall::uninstall(&config, &options).await,
         }
     });

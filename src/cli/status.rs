@@ -2,17 +2,18 @@
 //!
 //! It reads: the database by SQL, the ledger beside a running daemon or without one. Each part is shown without the other.
 
+mod endpoints;
+
 use std::time::Duration;
 
+use endpoints::EndpointPart;
 use serde::Serialize;
 
 use super::size;
-use crate::change::Micros;
 use crate::config::Config;
-use crate::delivery::redacted;
 use crate::error::{Error, Result};
-use crate::event::EndpointKey;
-use crate::ledger::{Counts, Endpoint, Ledger, Reader};
+use crate::ledger::{Ledger, Reader};
+use crate::room::ENOUGH;
 use crate::source::{SlotFacts, connect, server_facts, slot_facts};
 
 #[derive(Serialize)]
@@ -50,25 +51,11 @@ struct LedgerPart {
     exists: bool,
     checkpoint: Option<String>,
     events: Option<u64>,
+    /// Free on its disk; `None` where the file system does not tell.
+    free_bytes: Option<u64>,
+    /// There is so little room that the daemon has stopped reading.
+    full: bool,
     error: Option<String>,
-}
-
-#[derive(Serialize)]
-struct EndpointPart {
-    endpoint: String,
-    /// Without userinfo and query; `None` where the endpoint was deleted.
-    url: Option<String>,
-    enabled: bool,
-    /// False where the configuration says `verify = false`: TLS is made with whoever answers.
-    tls_verified: bool,
-    pending: u64,
-    retrying: u64,
-    dead: u64,
-    delivered: u64,
-    dropped: u64,
-    shadowed: u64,
-    oldest_pending_seconds: Option<u64>,
-    last_error: Option<String>,
 }
 
 pub(super) async fn status(config: &Config, json: bool) -> Result<u8> {
@@ -121,11 +108,14 @@ fn slot_part(name: &str, slot: SlotFacts) -> SlotPart {
 }
 
 fn ledger_part(config: &Config) -> (LedgerPart, Vec<EndpointPart>, u8) {
+    let free_bytes = Ledger::room(&config.state_dir);
     let mut part = LedgerPart {
         directory: config.state_dir.display().to_string(),
         exists: Ledger::exists(&config.state_dir),
         checkpoint: None,
         events: None,
+        free_bytes,
+        full: free_bytes.is_some_and(|free| free < ENOUGH),
         error: None,
     };
     if !part.exists {
@@ -135,7 +125,7 @@ fn ledger_part(config: &Config) -> (LedgerPart, Vec<EndpointPart>, u8) {
         let reader = Reader::open(&config.state_dir)?;
         part.checkpoint = reader.checkpoint()?.map(|lsn| lsn.to_string());
         part.events = Some(reader.event_count()?);
-        endpoint_parts(config, &reader)
+        endpoints::read(config, &reader)
     };
     match read() {
         Ok(endpoints) => (part, endpoints, 0),
@@ -143,52 +133,6 @@ fn ledger_part(config: &Config) -> (LedgerPart, Vec<EndpointPart>, u8) {
             part.error = Some(error.to_string());
             (part, Vec::new(), error.kind().exit_code())
         }
-    }
-}
-
-fn endpoint_parts(config: &Config, reader: &Reader) -> Result<Vec<EndpointPart>> {
-    let mut counts = reader.counts()?;
-    let now = Micros::now();
-    let configured = config.targets.configured().iter();
-    let configured = configured.map(|c| (EndpointKey::Configured(c.name), c.endpoint.clone()));
-    let mut parts: Vec<EndpointPart> = reader
-        .endpoints()?
-        .into_iter()
-        .chain(configured)
-        .map(|(key, endpoint)| {
-            let counts = counts.remove(&key.to_string()).unwrap_or_default();
-            let options = config.endpoint_options(key, &endpoint.url);
-            let tls_verified = options.is_none_or(|options| options.tls.verifies());
-            EndpointPart { tls_verified, ..endpoint_part(key.to_string(), Some(&endpoint), counts, now) }
-        })
-        .collect();
-    // What is left belongs to endpoints that were deleted.
-    parts.extend(counts.into_iter().map(|(key, counts)| endpoint_part(key, None, counts, now)));
-    parts.sort_by_key(|part| order(&part.endpoint));
-    Ok(parts)
-}
-
-/// By number, so that `environment:10` comes after `environment:9`.
-fn order(key: &str) -> (Option<(&'static str, i64)>, String) {
-    let row = key.parse::<EndpointKey>().ok().and_then(EndpointKey::row);
-    (row.map(|(table, id)| (table.name(), id)), key.to_owned())
-}
-
-fn endpoint_part(key: String, endpoint: Option<&Endpoint>, counts: Counts, now: Micros) -> EndpointPart {
-    let age = |since: Micros| u64::try_from((now.0 - since.0) / 1_000_000).unwrap_or(0);
-    EndpointPart {
-        endpoint: key,
-        url: endpoint.map(|endpoint| redacted(&endpoint.url)),
-        enabled: endpoint.is_some_and(|endpoint| endpoint.enabled),
-        tls_verified: true,
-        pending: counts.pending,
-        retrying: counts.retrying,
-        dead: counts.dead,
-        delivered: counts.delivered,
-        dropped: counts.dropped,
-        shadowed: counts.shadowed,
-        oldest_pending_seconds: counts.oldest_pending.map(age),
-        last_error: counts.last_error,
     }
 }
 
@@ -205,7 +149,10 @@ fn print_text(config: &Config, status: &Status) {
         (None, Some(slot)) => print_slot(slot),
     }
     print_ledger(&status.ledger);
-    print_endpoints(&status.endpoints);
+    if status.ledger.full {
+        print_full(&status.ledger, database.slot.as_ref());
+    }
+    endpoints::print(&status.endpoints);
 }
 
 fn print_slot(slot: &SlotPart) {
@@ -229,7 +176,9 @@ fn print_ledger(ledger: &LedgerPart) {
     if !ledger.exists {
         return line("ledger", format!("none in {} yet: \"flagpost setup\" makes it", ledger.directory));
     }
-    line("ledger", ledger.directory.clone());
+    let free = ledger.free_bytes.and_then(|free| i64::try_from(free).ok());
+    let free = free.map(|free| format!(", {} free on its disk", size::bytes(free))).unwrap_or_default();
+    line("ledger", format!("{}{free}", ledger.directory));
     if let Some(error) = &ledger.error {
         return line("", error.clone());
     }
@@ -238,47 +187,19 @@ fn print_ledger(ledger: &LedgerPart) {
     line("events", format!("{} on record", ledger.events.unwrap_or(0)));
 }
 
-const HEAD: [&str; 8] = ["endpoint", "enabled", "pending", "retrying", "dead", "delivered", "oldest", "url"];
-
-fn print_endpoints(endpoints: &[EndpointPart]) {
-    if endpoints.is_empty() {
-        return;
-    }
-    let rows: Vec<[String; 8]> = endpoints.iter().map(cells).collect();
-    let widths: [usize; 8] = std::array::from_fn(|column| {
-        let cells = rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count());
-        cells.chain(HEAD.get(column).map(|head| head.len())).max().unwrap_or(0)
-    });
+/// What is wrong cannot be overlooked.
+fn print_full(ledger: &LedgerPart, slot: Option<&SlotPart>) {
+    let free = ledger.free_bytes.and_then(|free| i64::try_from(free).ok()).unwrap_or(0);
+    let needed = i64::try_from(ENOUGH).unwrap_or(i64::MAX);
+    let held = match slot.and_then(|slot| slot.retained_bytes) {
+        Some(bytes) => format!("holds {} of its log for us, and more with every change", size::bytes(bytes)),
+        None => "holds its log for us, and more with every change".to_owned(),
+    };
     say!();
-    print_row(HEAD, widths);
-    for (row, endpoint) in rows.iter().zip(endpoints) {
-        print_row(row.each_ref().map(String::as_str), widths);
-        if let Some(error) = &endpoint.last_error {
-            say!("    {error}");
-        }
-    }
-}
-
-fn cells(part: &EndpointPart) -> [String; 8] {
-    let oldest = part.oldest_pending_seconds.map(|s| size::span(Duration::from_secs(s)));
-    [
-        part.endpoint.clone(),
-        if part.enabled { "yes" } else { "no" }.to_owned(),
-        part.pending.to_string(),
-        part.retrying.to_string(),
-        part.dead.to_string(),
-        part.delivered.to_string(),
-        oldest.unwrap_or_else(|| "-".into()),
-        format!(
-            "{}{}",
-            part.url.as_deref().unwrap_or("(deleted)"),
-            if part.tls_verified { "" } else { "  TLS IS NOT VERIFIED" }
-        ),
-    ]
-}
-
-fn print_row(cells: [&str; 8], widths: [usize; 8]) {
-    let padded: Vec<String> =
-        cells.iter().zip(widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
-    say!("{}", padded.join("  ").trim_end());
+    say!(
+        "DISK FULL  {} free of the {} that are needed: the daemon has stopped reading and sending",
+        size::bytes(free),
+        size::bytes(needed)
+    );
+    say!("           the database server {held}: make room for {}", ledger.directory);
 }

@@ -13,6 +13,7 @@ pub mod format;
 mod group;
 mod id;
 mod route;
+mod sample;
 mod schedule;
 #[cfg(test)]
 mod schedule_tests;
@@ -26,6 +27,7 @@ pub use engine::{Effect, Engine, Out, Settle};
 pub use format::Format;
 pub use id::EventId;
 pub use route::{EndpointKey, EndpointName, Formats, Recipient, Routing, Subscription, Wanted, recipients};
+pub use sample::sample;
 
 /// `event_type` of a body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -125,7 +125,8 @@ impl fmt::Debug for Formats {
 }
 
 impl Formats {
-    fn of(&self, url: &str) -> Format {
+    /// The format of the endpoint with this URL.
+    pub fn of(&self, url: &str) -> Format {
         self.by_url.iter().find(|(known, _)| known == url).map_or(self.default, |(_, format)| *format)
     }
 }

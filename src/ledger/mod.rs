@@ -4,13 +4,18 @@
 //! `schema`'s documentation. One thread writes (`writer`); [`Reader`]s read without waiting for it. The order is
 //! strict: local COMMIT first, then the LSN is published to whoever confirms it to the server.
 
+mod history;
 mod operator;
+#[cfg(test)]
+mod operator_tests;
 mod purge;
 mod reader;
 mod record;
 mod retention;
 mod schema;
 mod seal;
+mod search;
+mod survey;
 mod writer;
 
 use std::fs::{self, File, OpenOptions, TryLockError};
@@ -25,13 +30,15 @@ use crate::change::{Lsn, Micros, Row};
 use crate::error::{Error, Kind, Result};
 use crate::schema::Table;
 
-pub use operator::Operator;
+pub use history::{Attempt, Delivery, Recorded};
+pub use operator::{Operator, Resumed};
 pub use purge::Purge;
 pub use reader::{Endpoint, Reader};
 pub use record::{
     BreakerState, Counts, Due, EventRecord, LaneState, Outcome, Owner, Pause, Purpose, Verdict, Write,
 };
 pub use retention::{Finished, Retention};
+pub use search::{DeliveryState, Filter, Replayable};
 pub use writer::{News, Newsstand};
 
 use seal::Seal;
@@ -103,6 +110,12 @@ impl Ledger {
         let connection = schema::open(&path)?;
         let seal = Seal::open(&directory.join(KEY_FILE))?;
         Ok(Ledger { connection, seal, path, directory: directory.to_owned(), _lock: lock })
+    }
+
+    /// The files that hold what nobody else may read: ledger, what SQLite puts beside it, and key.
+    pub fn files(directory: &Path) -> Vec<PathBuf> {
+        let beside = ["", "-wal", "-shm"].map(|end| directory.join(format!("{FILE}{end}")));
+        beside.into_iter().chain([directory.join(KEY_FILE)]).collect()
     }
 
     /// Whether there is a ledger in `directory`.

@@ -4,8 +4,9 @@
 //! in short steps. Each of them counts [`OPERATOR_MARK`] up, by which the dispatcher knows to look again.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use rusqlite::{Connection, Transaction, TransactionBehavior, params};
+use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior, params};
 
 use super::schema::{self, BEHIND, DEAD, DELIVERED, READY};
 use crate::change::Micros;
@@ -17,6 +18,17 @@ pub(super) const OPERATOR_MARK: &str = "operator";
 
 /// So many deliveries are queued again in one step.
 const STEP: usize = 500;
+/// Between two steps. SQLite does not queue writers: they look again after a while, and who never lets go is always first.
+const TURN: Duration = Duration::from_millis(20);
+
+/// What [`Operator::resume`] ended.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Resumed {
+    /// The endpoint was paused.
+    pub was_paused: bool,
+    /// Its breaker was open.
+    pub was_open: bool,
+}
 
 /// A connection for an operator's command.
 pub struct Operator {
@@ -44,8 +56,16 @@ impl Operator {
     }
 
     /// Ends a pause, closes the breaker, and lets go at once what waits for its next attempt.
-    pub fn resume(&mut self, endpoint: EndpointKey) -> Result<()> {
+    pub fn resume(&mut self, endpoint: EndpointKey) -> Result<Resumed> {
         self.step(|step| {
+            let before = step
+                .query_row(
+                    "SELECT paused_at IS NOT NULL, opened_at IS NOT NULL FROM lane WHERE endpoint = ?1",
+                    [endpoint.to_string()],
+                    |row| Ok(Resumed { was_paused: row.get(0)?, was_open: row.get(1)? }),
+                )
+                .optional()?
+                .unwrap_or_default();
             step.execute(
                 "UPDATE lane SET paused_at = NULL, paused_by = NULL, paused_why = NULL, failures = 0, failing_since = NULL,
                      opened_at = NULL, probe_at = NULL, probes = 0
@@ -55,16 +75,22 @@ impl Operator {
             step.execute(
                 "UPDATE delivery SET next_at = ?2 WHERE endpoint = ?1 AND status = ?3 AND next_at > ?2",
                 params![endpoint.to_string(), Micros::now().0, READY],
-            )
-            .map(drop)
+            )?;
+            Ok(before)
         })
     }
 
     /// Queues deliveries (endpoint, `event.seq`) again that were made or given up, marked as replays. Returns how many; those
-    /// that are still pending, that were dropped with their endpoint, or seen in shadow mode are left alone.
+    /// that are still pending, that were dropped with their endpoint, or seen in shadow mode are left alone. The older of two of
+    /// the same flag comes first, or it would be sent last.
+    ///
+    /// Blocks for longer than its writes take: between two steps a daemon has time for its own.
     pub fn requeue(&mut self, deliveries: &[(EndpointKey, i64)]) -> Result<usize> {
         let mut count = 0;
-        for some in deliveries.chunks(STEP) {
+        for (number, some) in deliveries.chunks(STEP).enumerate() {
+            if number > 0 {
+                std::thread::sleep(TURN);
+            }
             count += self.step(|step| {
                 let mut queued = 0;
                 for (endpoint, event) in some {

@@ -1,14 +1,13 @@
 //! Reading the ledger: what is due, and what an operator asks. Never writes, never waits for the writer.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use rusqlite::{Connection, OptionalExtension, Row as SqlRow, params};
 
 use super::Identity;
 use super::operator::OPERATOR_MARK;
-use super::record::{BreakerState, Counts, Due, LaneState, Owner, Pause};
-use super::schema::{self, DEAD, DELIVERED, DROPPED, SHADOWED};
+use super::record::{BreakerState, Due, LaneState, Owner, Pause};
+use super::schema::{self, SHADOWED};
 use super::seal::Seal;
 use crate::change::{Lsn, Micros, Row};
 use crate::error::{Error, Result};
@@ -350,49 +349,6 @@ impl Reader {
             )
             .and_then(|mut s| s.query_row([endpoint.to_string()], |row| row.get(0)))
             .map_err(self.failed())
-    }
-
-    /// Deliveries by endpoint and state.
-    pub fn counts(&self) -> Result<BTreeMap<String, Counts>> {
-        let mut statement = self
-            .connection
-            .prepare_cached(
-                "SELECT d.endpoint, d.status, count(*), sum(d.status IN (0, 1) AND d.attempts > 0),
-                        min(CASE WHEN d.status IN (0, 1) THEN e.commit_time END)
-                 FROM delivery d JOIN event e ON e.seq = d.event GROUP BY d.endpoint, d.status",
-            )
-            .map_err(self.failed())?;
-        let rows = statement
-            .query_map([], |row| {
-                Ok((
-                    row.get::<_, String>(0)?,
-                    row.get::<_, i64>(1)?,
-                    row.get::<_, u64>(2)?,
-                    row.get::<_, u64>(3)?,
-                    row.get::<_, Option<i64>>(4)?.map(Micros),
-                ))
-            })
-            .map_err(self.failed())?;
-        let mut all: BTreeMap<String, Counts> = BTreeMap::new();
-        for row in rows {
-            let (endpoint, status, count, retrying, oldest) = row.map_err(self.failed())?;
-            let counts = all.entry(endpoint).or_default();
-            match status {
-                DELIVERED => counts.delivered += count,
-                DEAD => counts.dead += count,
-                DROPPED => counts.dropped += count,
-                SHADOWED => counts.shadowed += count,
-                _ => {
-                    counts.pending += count;
-                    counts.retrying += retrying;
-                    counts.oldest_pending = counts.oldest_pending.into_iter().chain(oldest).min();
-                }
-            }
-        }
-        for (endpoint, counts) in &mut all {
-            counts.last_error = self.last_error(endpoint)?;
-        }
-        Ok(all)
     }
 
     /// Why the latest attempt failed of what is pending or given up.

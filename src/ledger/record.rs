@@ -279,7 +279,9 @@ pub struct Counts {
     pub dropped: u64,
     /// Recorded in shadow mode: never sent.
     pub shadowed: u64,
-    /// Commit time of the oldest pending one.
+    /// Of all of these: an operator asked for them again.
+    pub replays: u64,
+    /// Commit time of the oldest pending one; of one that an operator asked for again, when that was.
     pub oldest_pending: Option<Micros>,
     /// The latest failure of a pending one, or of one that was given up.
     pub last_error: Option<String>,

@@ -18,6 +18,15 @@ pub(super) const ENDPOINTS: &str = "
     )
     SELECT name FROM endpoints WHERE name IS NOT NULL";
 
+/// By which time of an event something is found.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Clock {
+    /// When it was recorded here.
+    Recorded,
+    /// When it was committed there.
+    Commit,
+}
+
 /// What of the ledger is kept. What is still to be sent always is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Retention {
@@ -46,7 +55,9 @@ pub struct Finished {
 impl Reader {
     /// Deliveries that have waited since before `queued_before`, at most `limit`; not those to paused endpoints.
     pub fn expired(&self, queued_before: Micros, limit: usize) -> Result<Vec<(EndpointKey, i64)>> {
-        let Some(newest) = self.last_event_before(queued_before)? else { return Ok(Vec::new()) };
+        let Some(newest) = self.last_event_before(Clock::Recorded, queued_before)? else {
+            return Ok(Vec::new());
+        };
         let mut expired = Vec::new();
         for endpoint in self.endpoints_with_deliveries()? {
             if self.lane(endpoint)?.pause.is_some() {
@@ -79,7 +90,7 @@ impl Reader {
             .map_err(self.failed())?;
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
         // Recorded in the order of seq: the first that is too young ends the search.
-        let newest = self.last_event_before(recorded_before)?.unwrap_or(0);
+        let newest = self.last_event_before(Clock::Recorded, recorded_before)?.unwrap_or(0);
         if newest <= after {
             return Ok(Finished::default());
         }
@@ -119,7 +130,8 @@ impl Reader {
         Ok(pages * pragma("page_size")?)
     }
 
-    fn endpoints_with_deliveries(&self) -> Result<Vec<EndpointKey>> {
+    /// The endpoints that have ever had a delivery that is on record.
+    pub fn endpoints_with_deliveries(&self) -> Result<Vec<EndpointKey>> {
         let mut statement = self.connection().prepare_cached(ENDPOINTS).map_err(self.failed())?;
         let names = statement.query_map([], |row| row.get::<_, String>(0)).map_err(self.failed())?;
         let mut endpoints = Vec::new();
@@ -129,21 +141,23 @@ impl Reader {
         Ok(endpoints)
     }
 
-    /// The last event recorded before `time`. Events are recorded in the order of their numbers, so halving finds it.
-    fn last_event_before(&self, time: Micros) -> Result<Option<i64>> {
+    /// The last event before `time`. Their times are in the order of their numbers, so halving finds it.
+    pub(super) fn last_event_before(&self, clock: Clock, time: Micros) -> Result<Option<i64>> {
+        let sql = match clock {
+            Clock::Recorded => "SELECT seq, recorded_at FROM event WHERE seq <= ?1 ORDER BY seq DESC LIMIT 1",
+            Clock::Commit => "SELECT seq, commit_time FROM event WHERE seq <= ?1 ORDER BY seq DESC LIMIT 1",
+        };
         let (mut low, mut high) = (0, self.last_event()?);
         let mut found = None;
         while low <= high {
             let middle = low + (high - low) / 2;
             let at: Option<(i64, i64)> = self
                 .connection()
-                .prepare_cached(
-                    "SELECT seq, recorded_at FROM event WHERE seq <= ?1 ORDER BY seq DESC LIMIT 1",
-                )
+                .prepare_cached(sql)
                 .and_then(|mut s| s.query_row([middle], |row| Ok((row.get(0)?, row.get(1)?))).optional())
                 .map_err(self.failed())?;
             match at {
-                Some((seq, recorded_at)) if recorded_at >= time.0 => high = seq - 1,
+                Some((seq, at)) if at >= time.0 => high = seq - 1,
                 Some((seq, _)) => {
                     found = Some(seq);
                     low = middle + 1;

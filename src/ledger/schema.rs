@@ -119,6 +119,7 @@ CREATE TABLE lane (
 CREATE TABLE old_secret (
     endpoint TEXT NOT NULL, retired_at INTEGER NOT NULL, secret BLOB NOT NULL, PRIMARY KEY (endpoint, retired_at)
 ) WITHOUT ROWID;
+CREATE INDEX delivery_dead ON delivery (endpoint, event) WHERE status = 3;
 "];
 
 /// Opens the ledger for writing, making it if there is none.

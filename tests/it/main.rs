@@ -19,6 +19,7 @@ mod idle;
 mod migration;
 mod notices;
 mod old_flagsmith;
+mod operator;
 mod outage;
 mod readme;
 mod receiver;

@@ -188,6 +188,16 @@ impl Daemon {
         self.0.child.id()
     }
 
+    /// Another command that stays, at once: `log --follow`.
+    pub(crate) fn at_once(installation: &Installation, arguments: &[&str]) -> Daemon {
+        Daemon(installation.spawn(arguments))
+    }
+
+    /// The last lines that it wrote to standard output.
+    pub(crate) fn stdout(&self) -> String {
+        self.0.stdout.text()
+    }
+
     /// The last lines that it wrote to standard error.
     pub(crate) fn stderr(&self) -> String {
         self.0.stderr.text()

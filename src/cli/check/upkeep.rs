@@ -1,0 +1,130 @@
+//! The state of the ledger's files, and of what is queued in it: is the file sound, can others read it, is anything held back?
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use super::report::{Group, Report};
+use crate::cli::moment;
+use crate::cli::printable::one_line;
+use crate::cli::size;
+use crate::config::Config;
+use crate::error::{Kind, Result};
+use crate::ledger::{Ledger, Reader};
+use crate::room::ENOUGH;
+
+/// A ledger up to this size is read through in a few seconds; a larger one only when asked to.
+const QUICK_BYTES: u64 = 1 << 30;
+
+pub(super) fn check(config: &Config, full: bool, report: &mut Report) {
+    check_modes(&config.state_dir, report);
+    check_room(&config.state_dir, report);
+    let result = Reader::open(&config.state_dir).and_then(|reader| {
+        check_integrity(&reader, full, report)?;
+        check_lanes(&reader, report)
+    });
+    if let Err(error) = result {
+        report.error(Group::Ledger, "ledger-integrity", &error);
+    }
+}
+
+/// Secrets are sealed in the ledger, and the key lies beside it: neither is for others to read.
+fn check_modes(directory: &Path, report: &mut Report) {
+    let open: Vec<PathBuf> = Ledger::files(directory)
+        .into_iter()
+        .filter(|path| fs::metadata(path).is_ok_and(|file| file.permissions().mode() & 0o077 != 0))
+        .collect();
+    if open.is_empty() {
+        return report.ok(Group::Ledger, "ledger-modes", "ledger and key can be read by their owner only");
+    }
+    let names: Vec<String> = open.iter().map(|path| path.display().to_string()).collect();
+    report.warn(
+        Group::Ledger,
+        "ledger-modes",
+        format!("others may read {}", names.join(", ")),
+        names.iter().map(|name| format!("chmod 600 '{name}'")).collect::<Vec<_>>().join("\n"),
+    );
+}
+
+fn check_room(directory: &Path, report: &mut Report) {
+    let Some(free) = Ledger::room(directory) else { return };
+    let shown = size::bytes(i64::try_from(free).unwrap_or(i64::MAX));
+    if free >= ENOUGH {
+        return report.ok(Group::Ledger, "ledger-room", format!("{shown} are free on the ledger's disk"));
+    }
+    report.fail(
+        Group::Ledger,
+        "ledger-room",
+        Kind::LedgerFull,
+        format!("only {shown} are free on the ledger's disk: the daemon reads nothing, and the server keeps its log"),
+        "make room there; the daemon goes on by itself",
+    );
+}
+
+fn check_integrity(reader: &Reader, full: bool, report: &mut Report) -> Result<()> {
+    let bytes = reader.used_bytes()?;
+    let shown = size::bytes(i64::try_from(bytes).unwrap_or(i64::MAX));
+    if bytes > QUICK_BYTES && !full {
+        report.ok(
+            Group::Ledger,
+            "ledger-integrity",
+            format!("{shown} were not read through, which takes a while: \"flagpost check --full\" does"),
+        );
+        return Ok(());
+    }
+    let faults = reader.faults(full)?;
+    if faults.is_empty() {
+        let how =
+            if full { "and its indexes fit" } else { "(\"flagpost check --full\" looks at its indexes too)" };
+        report.ok(Group::Ledger, "ledger-integrity", format!("the file is sound, {shown} {how}"));
+        return Ok(());
+    }
+    report.fail(
+        Group::Ledger,
+        "ledger-integrity",
+        Kind::LedgerMismatch,
+        format!("the file is damaged: {}", one_line(&faults.join("; "))),
+        "stop the daemon, look at the disk, and put back a copy of the state directory; without one, move its files away and \
+         begin anew: flagpost setup --resnapshot (what was not sent is lost)",
+    );
+    Ok(())
+}
+
+fn check_lanes(reader: &Reader, report: &mut Report) -> Result<()> {
+    let mut is_well = true;
+    for (endpoint, lane) in reader.lanes()? {
+        if let Some(pause) = &lane.pause {
+            is_well = false;
+            report.warn(
+                Group::Endpoints,
+                "endpoint-paused",
+                format!(
+                    "{endpoint} is paused by the {} since {}: {}; {} deliveries wait",
+                    pause.by,
+                    moment::exact(pause.at),
+                    one_line(&pause.why),
+                    reader.pending(endpoint)?
+                ),
+                format!("flagpost resume {endpoint}"),
+            );
+        } else if let Some(opened) = lane.breaker.opened_at {
+            is_well = false;
+            let error = reader.last_error(&endpoint.to_string())?;
+            report.warn(
+                Group::Endpoints,
+                "endpoint-breaker",
+                format!(
+                    "{endpoint} is only probed since {}, after {} failures: {}",
+                    moment::exact(opened),
+                    lane.breaker.failures,
+                    one_line(&error.unwrap_or_default())
+                ),
+                format!("mend the receiver, then flagpost test {endpoint}; flagpost resume {endpoint} sends at once what waits"),
+            );
+        }
+    }
+    if is_well {
+        report.ok(Group::Endpoints, "endpoints-held", "no endpoint is paused, no breaker is open");
+    }
+    Ok(())
+}
