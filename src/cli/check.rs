@@ -13,6 +13,7 @@ use clap::Args;
 
 use crate::config::Config;
 use crate::error::Result;
+use crate::ledger::Ledger;
 use report::Report;
 
 /// What was typed.
@@ -29,7 +30,8 @@ pub(super) struct Options {
 pub(super) async fn check(config: &Config, options: &Options) -> Result<u8> {
     let mut report = Report::default();
     let ledger = ledger::check_files(config, &mut report);
-    if ledger.is_some() {
+    // Also of a ledger that cannot be used: it may be damaged.
+    if Ledger::exists(&config.state_dir) {
         upkeep::check(config, options.full, &mut report);
     }
     let view = database::check(config, ledger.as_ref(), &mut report).await;

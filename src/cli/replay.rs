@@ -148,7 +148,7 @@ fn queue(config: &Config, reader: &Reader, selection: &Selection, dry_run: bool)
         (_, false) => say!("{total} {noun} queued again, marked with X-Flagpost-Replay: true:"),
     }
     for (endpoint, count) in &queued {
-        say!("  {endpoint:<20} {count}{}", condition(config, reader, *endpoint)?);
+        say!("  {:<20} {count}{}", endpoint.to_string(), condition(config, reader, *endpoint)?);
     }
     tell_of_others(&found);
     if total > 0 && !dry_run {

@@ -52,6 +52,7 @@ pub(super) async fn test(config: &Config, options: &Options) -> Result<u8> {
 
 fn due(endpoint: EndpointKey, event: &Event, body: String) -> Due {
     Due {
+        environment: None,
         endpoint,
         event: 0,
         event_id: event.id.to_string(),

@@ -91,7 +91,7 @@ fn a_ledger_of_format_1_keeps_what_it_has_and_goes_on() {
     // A dead letter of that time is sent again, after what is still to be sent of its flag.
     let mut operator = Operator::open(dir.path()).unwrap();
     assert_eq!(operator.requeue(&[(ENVIRONMENT, 1), (EndpointKey::Environment(2), 1)]).unwrap(), 2);
-    let handle = ledger.start_writer(Purpose::Send).unwrap();
+    let handle = ledger.start_writer().unwrap();
     handle.writes.blocking_send(Write::Outcome(outcome(2, 2))).unwrap();
     let now = || reader.due(ENVIRONMENT, Micros(i64::MAX), 10, &[]).unwrap();
     while now().iter().all(|due| due.event == 2) {

@@ -74,9 +74,12 @@ fn check_integrity(reader: &Reader, full: bool, report: &mut Report) -> Result<(
     }
     let faults = reader.faults(full)?;
     if faults.is_empty() {
-        let how =
-            if full { "and its indexes fit" } else { "(\"flagpost check --full\" looks at its indexes too)" };
-        report.ok(Group::Ledger, "ledger-integrity", format!("the file is sound, {shown} {how}"));
+        let indexes = if full { "and its indexes fit" } else { "(its indexes: \"flagpost check --full\")" };
+        report.ok(
+            Group::Ledger,
+            "ledger-integrity",
+            format!("the file is sound, {shown} were read {indexes}"),
+        );
         return Ok(());
     }
     report.fail(

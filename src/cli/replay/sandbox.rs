@@ -126,6 +126,7 @@ impl Sender<'_> {
 
 fn due(event: &Recorded, body: String) -> Due {
     Due {
+        environment: None,
         endpoint: NOBODY,
         event: event.seq,
         event_id: event.id.clone(),

@@ -203,11 +203,6 @@ impl Daemon {
         self.0.stderr.text()
     }
 
-    /// The last lines that it wrote to standard output.
-    pub(crate) fn stdout(&self) -> String {
-        self.0.stdout.text()
-    }
-
     /// Kills it, as a crash would.
     pub(crate) fn kill(mut self) {
         self.0.kill();
