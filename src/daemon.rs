@@ -25,6 +25,7 @@ use crate::housekeeping::Housekeeper;
 use crate::ledger::{Identity, Ledger, Newsstand, Purpose, Reader, Write};
 use crate::mirror::Mirror;
 use crate::notify::Notifier;
+use crate::ops;
 use crate::room::Room;
 use crate::schema::Table;
 use crate::source::{
@@ -43,6 +44,20 @@ const WRITER_TELLS_WITHIN: Duration = Duration::from_millis(100);
 pub async fn run(config: &Config, ready: impl FnOnce(&str)) -> Result<()> {
     let stop = CancellationToken::new();
     stop_on_signals(&stop)?;
+    let ops = tokio::spawn({
+        let (config, stop) = (config.clone(), stop.clone());
+        async move { ops::serve(&config, stop).await }
+    });
+    let ended = run_as_long_as_there_is_room(config, ready, &stop).await;
+    ops.abort();
+    ended
+}
+
+async fn run_as_long_as_there_is_room(
+    config: &Config,
+    ready: impl FnOnce(&str),
+    stop: &CancellationToken,
+) -> Result<()> {
     let mut ready = Some(ready);
     let mut room = Room::new(config);
     loop {
@@ -55,7 +70,7 @@ pub async fn run(config: &Config, ready: impl FnOnce(&str)) -> Result<()> {
         // A token of its own: what is still running when there is no room ends before it is begun again.
         match run_until(config, Purpose::Send, dispatch, ready, stop.child_token()).await {
             Err(error) if error.kind() == Kind::LedgerFull => {
-                if !room.wait(&error, &stop).await {
+                if !room.wait(&error, stop).await {
                     return Ok(());
                 }
             }

@@ -1,3 +1,7 @@
-//! How an operator sees the daemon: logs. It shows; it changes nothing.
+//! How an operator sees the daemon: logs and metrics. It shows; it changes nothing.
 
+mod listener;
 pub mod logging;
+mod metrics;
+
+pub use listener::serve;

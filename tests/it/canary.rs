@@ -82,7 +82,8 @@ async fn no_secret_is_in_logs_errors_the_ledger_or_what_a_command_says() {
         .with("FLAGPOST_NOTIFY_TO", "ops@example.com")
         .with("FLAGPOST_NOTIFY_WEBHOOK", "http://user:CANARY-alerts@127.0.0.1:1/?token=CANARY")
         .with("FLAGPOST_NOTIFY_AFTER", "0")
-        .log_into(log.clone());
+        .log_into(log.clone())
+        .with_ops();
     let mut said = Vec::new();
     said.push(installation.run(&["setup"]).await);
     let daemon = Daemon::start(&installation).await;
@@ -103,9 +104,28 @@ async fn no_secret_is_in_logs_errors_the_ledger_or_what_a_command_says() {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     let command_line = std::fs::read(format!("/proc/{}/cmdline", daemon.pid())).unwrap();
-    for command in [&["status"][..], &["status", "--json"], &["check"], &["check", "--json"]] {
+    let newest = installation.run(&["log", "--json", "--limit", "1"]).await.json();
+    let id = newest["id"].as_str().unwrap().to_owned();
+    for command in [
+        &["status"][..],
+        &["status", "--json"],
+        &["check"],
+        &["check", "--json"],
+        &["log"],
+        &["log", "--json"],
+        &["show", &id],
+        &["show", &id, "--json"],
+        &["replay", "--failed", "--dry-run"],
+        &["replay", &id, "--to", "http://user:CANARY@127.0.0.1:1/?token=CANARY"],
+        &["test", "environment:1"],
+        &["test", "environment:91"],
+        &["pause", "environment:90"],
+        &["resume", "environment:90"],
+    ] {
         said.push(installation.run(command).await);
     }
+    let metrics = installation.metrics().await;
+    assert!(metrics.contains("flagpost_deliveries"), "{metrics}");
     // The database goes away, and comes back with another password.
     client
         .batch_execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid()")
@@ -131,6 +151,7 @@ async fn no_secret_is_in_logs_errors_the_ledger_or_what_a_command_says() {
         }
     }
     assert_eq!(leak_in(&command_line), None, "in the command line");
+    assert_eq!(leak_in(metrics.as_bytes()), None, "in the metrics");
     let logged = std::fs::read(&log).unwrap();
     assert!(logged.windows(5).any(|window| window == b"TRACE"), "the log is not at the finest level");
     assert_eq!(leak_in(&logged), None, "in the log");

@@ -189,6 +189,46 @@ async fn retention_forgets_what_is_over_and_never_what_is_still_to_be_sent() {
     daemon.terminate().await.success();
 }
 
+/// A metric without labels.
+fn figure(metrics: &str, name: &str) -> i64 {
+    let line = metrics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    line.unwrap_or_else(|| panic!("{name} is not in {metrics}")).parse().unwrap()
+}
+
+#[tokio::test]
+async fn metrics_tell_of_queues_pauses_and_breakers_while_it_runs() {
+    let mut s = Scene::new()
+        .await
+        .with("FLAGPOST_DELIVERY_BREAKER_FAILURES", "1")
+        .with("FLAGPOST_DELIVERY_BREAKER_AFTER", "0");
+    s.installation = s.installation.with_ops();
+    let daemon = Daemon::start(&s.installation).await;
+    s.receiver.answer(PLAIN, Answer::status(500));
+    s.set_value("a").await;
+    let expected = [
+        "flagpost_slot_known 1",
+        "flagpost_slot_active 1",
+        "flagpost_ledger_events 1",
+        r#"flagpost_deliveries{endpoint="environment:1",state="delivered"} 1"#,
+        r#"flagpost_deliveries{endpoint="environment:2",state="retrying"} 1"#,
+        r#"flagpost_endpoint_breaker_open{endpoint="environment:2"} 1"#,
+    ];
+    let mut metrics = String::new();
+    until("the metrics say so", async || {
+        metrics = s.installation.metrics().await;
+        expected.iter().all(|line| metrics.lines().any(|l| l == *line))
+    })
+    .await;
+    assert!(figure(&metrics, "flagpost_ledger_disk_free_bytes") > 0);
+    // A second daemon on the same address says so and runs.
+    daemon.terminate().await.success();
+    let addr = s.installation.variable("FLAGPOST_OPS_LISTEN");
+    let _taken = std::net::TcpListener::bind(&addr).unwrap();
+    let daemon = Daemon::start(&s.installation).await;
+    assert!(daemon.stderr().contains("choose another address for ops.listen"), "{}", daemon.stderr());
+    daemon.terminate().await.success();
+}
+
 /// Fills a file system to the last page.
 fn fill_up(file: &Path) {
     let mut ballast = std::fs::File::create(file).unwrap();
@@ -201,7 +241,7 @@ async fn a_full_disk_stops_the_reading_loses_nothing_and_goes_on_by_itself() {
     // The mirror is filled on the small disk, when the daemon starts.
     s.installation.run(&["uninstall", "--purge"]).await.success();
     s.installation.run(&["setup", "--no-mirror"]).await.success();
-    s.installation = s.installation.on_small_disk(24);
+    s.installation = s.installation.on_small_disk(24).with_ops();
     let daemon = Daemon::start(&s.installation).await;
     s.set_value("before").await;
     s.wait_for(PLAIN, 1).await;
@@ -215,6 +255,9 @@ async fn a_full_disk_stops_the_reading_loses_nothing_and_goes_on_by_itself() {
     until("it says so", async || daemon.stderr().contains("until there is room")).await;
     assert!(daemon.stderr().contains("wal_held_bytes="), "{}", daemon.stderr());
     let slot = "SELECT pg_current_wal_lsn() - confirmed_flush_lsn > 1000 FROM pg_replication_slots";
+    let metrics = s.installation.metrics().await;
+    assert!(figure(&metrics, "flagpost_wal_held_bytes") > 1000, "{metrics}");
+    assert_eq!(figure(&metrics, "flagpost_slot_active"), 0, "{metrics}");
     let is_behind: bool = s.client.query_one(slot, &[]).await.unwrap().get(0);
     assert!(is_behind, "confirmed although it could not be written");
     // It waits, it does not try in vain again and again.

@@ -88,6 +88,29 @@ impl Installation {
         self
     }
 
+    /// With the ops listener at a free port.
+    pub(crate) fn with_ops(self) -> Installation {
+        let addr = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        self.with("FLAGPOST_OPS_LISTEN", &addr.to_string())
+    }
+
+    /// What an environment variable is set to.
+    pub(crate) fn variable(&self, key: &str) -> String {
+        self.variables.iter().find(|(k, _)| k == key).unwrap().1.clone()
+    }
+
+    /// What the daemon's metrics say.
+    pub(crate) async fn metrics(&self) -> String {
+        let addr = self.variable("FLAGPOST_OPS_LISTEN");
+        let mut answer = reqwest::get(format!("http://{addr}/metrics")).await.unwrap();
+        assert!(answer.status().is_success(), "{}", answer.status());
+        let mut text = Vec::new();
+        while let Some(chunk) = answer.chunk().await.unwrap() {
+            text.extend_from_slice(&chunk);
+        }
+        String::from_utf8(text).unwrap()
+    }
+
     /// Another database from now on.
     pub(crate) fn set(&mut self, key: &str, value: &str) {
         self.variables.retain(|(k, _)| k != key);

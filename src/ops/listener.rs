@@ -1,0 +1,93 @@
+//! The ops listener: metrics over HTTP, read-only. It lives as long as the process, so it answers also while the daemon waits for
+//! room on its disk.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::http::header::CONTENT_TYPE;
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use tokio::net::TcpListener;
+use tokio::sync::Mutex;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, error, info};
+
+use super::metrics::{self, Facts};
+use crate::config::Config;
+use crate::error::{Error, Result};
+use crate::ledger::{Ledger, Reader};
+use crate::source::{SlotFacts, connect, slot_facts};
+
+/// How long the server may take to tell of the slot; a scrape waits no longer for it.
+const SERVER_TELLS_WITHIN: Duration = Duration::from_secs(3);
+
+/// Listens where `ops.listen` says, until `stop`. An address that is taken is told and costs the metrics only.
+pub async fn serve(config: &Config, stop: CancellationToken) {
+    let Some(addr) = config.ops_listen else { return };
+    let listener = match TcpListener::bind(addr).await {
+        Ok(listener) => listener,
+        Err(error) => {
+            error!(%addr, %error, "there are no metrics: choose another address for ops.listen, or \"off\"");
+            return;
+        }
+    };
+    info!(%addr, "metrics are at /metrics");
+    // One scrape at a time: each reads through the ledger.
+    let config = Arc::new(Mutex::new(config.clone()));
+    let router = Router::new().route("/metrics", get(scrape)).with_state(config);
+    let served = axum::serve(listener, router).with_graceful_shutdown(stop.cancelled_owned());
+    if let Err(error) = served.await {
+        error!(%error, "the ops listener has ended");
+    }
+}
+
+async fn scrape(State(config): State<Arc<Mutex<Config>>>) -> Response {
+    let config = config.lock().await;
+    match gather(&config).await.and_then(|facts| metrics::render(&facts)) {
+        Ok(text) => ([(CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response(),
+        Err(error) => {
+            error!(%error, "metrics cannot be gathered");
+            StatusCode::INTERNAL_SERVER_ERROR.into_response()
+        }
+    }
+}
+
+async fn gather(config: &Config) -> Result<Facts> {
+    let directory = config.state_dir.clone();
+    let ledger = tokio::task::spawn_blocking(move || of_ledger(&directory));
+    let slot = slot(config).await;
+    let facts = ledger.await.map_err(|e| Error::internal(format!("reading the ledger failed: {e}")))?;
+    Ok(Facts { slot, ..facts })
+}
+
+/// What can be read; the rest is left out.
+fn of_ledger(directory: &Path) -> Facts {
+    let free_bytes = Ledger::room(directory);
+    let read = || -> Result<Facts> {
+        let reader = Reader::open(directory)?;
+        Ok(Facts {
+            events: Some(reader.event_count()?),
+            ledger_bytes: Some(reader.used_bytes()?),
+            counts: reader.counts()?.into_iter().collect(),
+            lanes: reader.lanes()?,
+            ..Facts::default()
+        })
+    };
+    let facts = read().unwrap_or_else(|error| {
+        debug!(%error, "the ledger cannot be read for metrics");
+        Facts::default()
+    });
+    Facts { free_bytes, ..facts }
+}
+
+async fn slot(config: &Config) -> Option<SlotFacts> {
+    let read = async {
+        let client = connect(&config.database).await.ok()?;
+        slot_facts(&client, &config.database, &config.names.slot).await.ok()?
+    };
+    tokio::time::timeout(SERVER_TELLS_WITHIN, read).await.ok()?
+}

@@ -1,0 +1,154 @@
+//! Metrics for Prometheus: what the ledger and the server say at the moment of the scrape, in OpenMetrics text.
+//!
+//! Nothing is counted on the way: every figure is read where it is durable, so it is right after a restart, and also while the
+//! daemon waits for room on its disk. URLs and secrets are in no label.
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+
+use crate::error::{Error, Result};
+use crate::event::EndpointKey;
+use crate::ledger::{Counts, LaneState};
+use crate::source::SlotFacts;
+
+/// The content type of what [`render`] gives.
+pub(super) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// What a scrape has found out; `None` for what could not be read.
+#[derive(Default)]
+pub(super) struct Facts {
+    pub(super) slot: Option<SlotFacts>,
+    pub(super) events: Option<u64>,
+    pub(super) ledger_bytes: Option<u64>,
+    pub(super) free_bytes: Option<u64>,
+    /// By endpoint.
+    pub(super) counts: Vec<(String, Counts)>,
+    pub(super) lanes: Vec<(EndpointKey, LaneState)>,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct Endpoint {
+    endpoint: String,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct Delivery {
+    endpoint: String,
+    state: &'static str,
+}
+
+/// The facts as OpenMetrics text.
+pub(super) fn render(facts: &Facts) -> Result<String> {
+    let mut registry = Registry::with_prefix("flagpost");
+    slot(&mut registry, facts.slot.as_ref());
+    gauge(&mut registry, "ledger_events", "Events on record", number(facts.events));
+    gauge(
+        &mut registry,
+        "ledger_used_bytes",
+        "Bytes of the ledger that hold something",
+        number(facts.ledger_bytes),
+    );
+    let free = number(facts.free_bytes);
+    gauge(&mut registry, "ledger_disk_free_bytes", "Bytes that are free on the disk of the ledger", free);
+    deliveries(&mut registry, &facts.counts);
+    lanes(&mut registry, &facts.lanes);
+    let mut text = String::new();
+    encode(&mut text, &registry).map_err(|e| Error::internal(format!("metrics cannot be written: {e}")))?;
+    Ok(text)
+}
+
+fn slot(registry: &mut Registry, slot: Option<&SlotFacts>) {
+    let up = i64::from(slot.is_some());
+    gauge(registry, "slot_known", "Whether the server was reached and has the slot", Some(up));
+    let active = slot.map(|slot| i64::from(slot.active_pid.is_some()));
+    gauge(registry, "slot_active", "Whether somebody reads the slot", active);
+    let held = slot.and_then(|slot| slot.retained_bytes);
+    gauge(registry, "wal_held_bytes", "Bytes of its log that the server keeps for the slot", held);
+    let lag = slot.and_then(|slot| slot.lag_bytes);
+    gauge(registry, "lag_bytes", "Bytes of log that were written and are not confirmed", lag);
+}
+
+fn deliveries(registry: &mut Registry, counts: &[(String, Counts)]) {
+    let family = Family::<Delivery, Gauge>::default();
+    let oldest = Family::<Endpoint, Gauge>::default();
+    for (endpoint, counts) in counts {
+        for (state, count) in [
+            ("pending", counts.pending),
+            ("retrying", counts.retrying),
+            ("delivered", counts.delivered),
+            ("dead", counts.dead),
+            ("dropped", counts.dropped),
+            ("shadowed", counts.shadowed),
+        ] {
+            let labels = Delivery { endpoint: endpoint.clone(), state };
+            family.get_or_create(&labels).set(i64::try_from(count).unwrap_or(i64::MAX));
+        }
+        if let Some(at) = counts.oldest_pending {
+            oldest.get_or_create(&Endpoint { endpoint: endpoint.clone() }).set(at.0 / 1_000_000);
+        }
+    }
+    registry.register(
+        "deliveries",
+        "Deliveries on record by endpoint and state; pending counts the retrying ones",
+        family,
+    );
+    registry.register(
+        "oldest_pending_commit_timestamp_seconds",
+        "When the change was committed that waits longest for an endpoint",
+        oldest,
+    );
+}
+
+fn lanes(registry: &mut Registry, lanes: &[(EndpointKey, LaneState)]) {
+    let paused = Family::<Endpoint, Gauge>::default();
+    let open = Family::<Endpoint, Gauge>::default();
+    for (endpoint, lane) in lanes {
+        let labels = Endpoint { endpoint: endpoint.to_string() };
+        paused.get_or_create(&labels).set(i64::from(lane.pause.is_some()));
+        open.get_or_create(&labels).set(i64::from(lane.breaker.opened_at.is_some()));
+    }
+    registry.register("endpoint_paused", "Whether the endpoint is paused", paused);
+    registry.register("endpoint_breaker_open", "Whether the breaker of the endpoint is open", open);
+}
+
+/// A gauge, where there is something to show.
+fn gauge(registry: &mut Registry, name: &str, help: &str, value: Option<i64>) {
+    if let Some(value) = value {
+        let gauge = Gauge::<i64>::default();
+        gauge.set(value);
+        registry.register(name, help, gauge);
+    }
+}
+
+fn number(count: Option<u64>) -> Option<i64> {
+    count.map(|count| i64::try_from(count).unwrap_or(i64::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_known_is_left_out() {
+        let text = render(&Facts::default()).unwrap();
+        assert!(text.contains("flagpost_slot_known 0\n"), "{text}");
+        assert!(!text.contains("wal_held"), "{text}");
+        assert!(text.ends_with("# EOF\n"));
+    }
+
+    #[test]
+    fn a_queue_is_shown_by_endpoint_and_state() {
+        let counts = Counts { pending: 3, dead: 1, ..Counts::default() };
+        let facts =
+            Facts { counts: vec![("environment:2".into(), counts)], free_bytes: Some(7), ..Facts::default() };
+        let text = render(&facts).unwrap();
+        assert!(
+            text.contains(r#"flagpost_deliveries{endpoint="environment:2",state="pending"} 3"#),
+            "{text}"
+        );
+        assert!(text.contains("flagpost_ledger_disk_free_bytes 7"), "{text}");
+    }
+}
