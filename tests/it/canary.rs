@@ -103,9 +103,28 @@ async fn no_secret_is_in_logs_errors_the_ledger_or_what_a_command_says() {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     let command_line = std::fs::read(format!("/proc/{}/cmdline", daemon.pid())).unwrap();
-    for command in [&["status"][..], &["status", "--json"], &["check"], &["check", "--json"]] {
+    for command in [
+        &["status"][..],
+        &["status", "--json"],
+        &["check"],
+        &["check", "--json"],
+        &["log"],
+        &["test", "environment:2"],
+        &["test", "http://u:CANARY-typed@127.0.0.1/?token=CANARY-typed"],
+        &["pause", "environment:2"],
+        &["resume", "environment:2"],
+        &["replay", "--endpoint", "environment:2"],
+        &["replay", "--since", "1h", "--to", "http://u:CANARY-typed@127.0.0.1:1/?token=CANARY-typed"],
+    ] {
         said.push(installation.run(command).await);
     }
+    let log = installation.run(&["log", "--json", "--limit", "1"]).await;
+    let newest = log.json()["id"].as_str().unwrap().to_owned();
+    said.extend([
+        log,
+        installation.run(&["show", &newest]).await,
+        installation.run(&["show", &newest, "--json"]).await,
+    ]);
     // The database goes away, and comes back with another password.
     client
         .batch_execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid()")
