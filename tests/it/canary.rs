@@ -118,10 +118,10 @@ async fn no_secret_is_in_logs_errors_the_ledger_or_what_a_command_says() {
     ] {
         said.push(installation.run(command).await);
     }
-    let log = installation.run(&["log", "--json", "--limit", "1"]).await;
-    let newest = log.json()["id"].as_str().unwrap().to_owned();
+    let last = installation.run(&["log", "--json", "--limit", "1"]).await;
+    let newest = last.json()["id"].as_str().unwrap().to_owned();
     said.extend([
-        log,
+        last,
         installation.run(&["show", &newest]).await,
         installation.run(&["show", &newest, "--json"]).await,
     ]);
