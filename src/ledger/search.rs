@@ -109,7 +109,7 @@ const ABOUT: &str = "
     AND (:since IS NULL OR e.commit_time >= :since) AND (:until IS NULL OR e.commit_time < :until)
     AND (:organisations IS NULL OR e.organisation_id IN (SELECT value FROM json_each(:organisations)))
     AND (:environments IS NULL OR e.environment_id IN (SELECT value FROM json_each(:environments)))
-    AND (:feature IS NULL OR e.feature = :feature OR CAST(e.feature_id AS TEXT) = :feature)
+    AND (:feature IS NULL OR e.feature = :feature OR e.feature_id = :feature_id)
     AND (:kind IS NULL OR e.kind = :kind)";
 
 /// What [`Reader::replayable`] found of one endpoint.
@@ -209,6 +209,7 @@ impl Reader {
                     ":organisations": ids(&filter.organisations),
                     ":environments": ids(&filter.environments),
                     ":feature": filter.feature,
+                    ":feature_id": filter.feature.as_ref().and_then(|text| text.parse::<i64>().ok()),
                     ":kind": filter.kind,
                     ":endpoint": endpoint.map(|endpoint| endpoint.to_string()),
                     ":limit": limit,

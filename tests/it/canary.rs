@@ -104,8 +104,6 @@ async fn no_secret_is_in_logs_errors_the_ledger_or_what_a_command_says() {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     let command_line = std::fs::read(format!("/proc/{}/cmdline", daemon.pid())).unwrap();
-    let newest = installation.run(&["log", "--json", "--limit", "1"]).await.json();
-    let id = newest["id"].as_str().unwrap().to_owned();
     for command in [
         &["status"][..],
         &["status", "--json"],
@@ -113,17 +111,24 @@ async fn no_secret_is_in_logs_errors_the_ledger_or_what_a_command_says() {
         &["check", "--json"],
         &["log"],
         &["log", "--json"],
-        &["show", &id],
-        &["show", &id, "--json"],
         &["replay", "--failed", "--dry-run"],
-        &["replay", &id, "--to", "http://user:CANARY@127.0.0.1:1/?token=CANARY"],
-        &["test", "environment:1"],
         &["test", "environment:91"],
-        &["pause", "environment:90"],
-        &["resume", "environment:90"],
+        &["test", "environment:2"],
+        &["test", "http://u:CANARY-typed@127.0.0.1/?token=CANARY-typed"],
+        &["pause", "environment:2"],
+        &["resume", "environment:2"],
+        &["replay", "--endpoint", "environment:2"],
+        &["replay", "--since", "1h", "--to", "http://u:CANARY-typed@127.0.0.1:1/?token=CANARY-typed"],
     ] {
         said.push(installation.run(command).await);
     }
+    let last = installation.run(&["log", "--json", "--limit", "1"]).await;
+    let newest = last.json()["id"].as_str().unwrap().to_owned();
+    said.extend([
+        last,
+        installation.run(&["show", &newest]).await,
+        installation.run(&["show", &newest, "--json"]).await,
+    ]);
     let metrics = installation.metrics().await;
     assert!(metrics.contains("flagpost_deliveries"), "{metrics}");
     // The database goes away, and comes back with another password.

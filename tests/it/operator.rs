@@ -453,3 +453,43 @@ async fn commands_say_where_they_looked_when_there_is_no_ledger() {
     }
     assert!(!s.installation.state_dir().join("ledger.sqlite3").exists(), "a command has made a ledger");
 }
+
+#[tokio::test]
+async fn an_endpoint_of_the_configuration_is_named_like_any_other() {
+    let s = Scene::new().await;
+    let file = s.installation.folder().join("flagpost.toml");
+    let url = s.receiver.url("/configured?token=sekrit");
+    let toml = format!("[[webhooks.endpoint]]\nname = \"audit\"\nurl = \"{url}\"\nformat = \"current\"\n");
+    std::fs::write(&file, toml).unwrap();
+    let s = s.with("FLAGPOST_CONFIG", file.to_str().unwrap());
+    let daemon = Daemon::start(&s.installation).await;
+    let said = s.say(&["test", "configured:audit"]).await;
+    assert!(said.contains("format current") && !said.contains("sekrit"), "{said}");
+    let paused = s.say(&["pause", &url]).await;
+    assert!(paused.contains("paused configured:audit") && !paused.contains("sekrit"), "{paused}");
+    s.set_value("a").await;
+    s.count("configured:audit", "pending", 1).await;
+    s.say(&["resume", "configured:audit"]).await;
+    s.count("configured:audit", "delivered", 1).await;
+    let done = s.say(&["replay", "--endpoint", "configured:audit"]).await;
+    assert!(done.contains("1 delivery queued again"), "{done}");
+    // The test, the delivery, the replay.
+    let got = s.wait_for("/configured?token=sekrit", 3).await;
+    assert_eq!((id(&got[1]), got[2].header("x-flagpost-replay")), (id(&got[2]), Some("true")));
+    let shown = s.say(&["show", id(&got[1])]).await;
+    assert!(shown.contains("configured:audit  ") && !shown.contains("sekrit"), "{shown}");
+    daemon.terminate().await.success();
+}
+
+#[tokio::test]
+async fn a_disk_without_room_cannot_be_overlooked() {
+    let mut s = Scene::new().await;
+    s.installation = s.installation.on_small_disk(3);
+    let output = s.run(&["status"]).await;
+    let text = &output.stdout;
+    assert!(
+        text.contains("DISK FULL") && text.contains("of its log for us") && text.contains("make room"),
+        "{text}"
+    );
+    assert_eq!(s.status().await["ledger"]["full"], true);
+}
