@@ -150,6 +150,7 @@ async fn prepare(config: &Config) -> Result<Prepared> {
     let client = connect(&config.database).await?;
     let catalog = Catalog::read(&client, &config.database, &config.names.schema).await?;
     catalog.require(&config.database)?;
+    require_tags(config, &catalog)?;
     server_facts(&client, &config.database).await?.require_logical()?;
     require_publication(config, &client, &catalog).await?;
     drop(client);
@@ -182,6 +183,22 @@ async fn prepare(config: &Config) -> Result<Prepared> {
     };
     let ledger = baseline::fill(config, ledger, &catalog, replication, &exported).await?;
     Ok(Prepared { ledger, identity, catalog })
+}
+
+/// Endpoints that ask for tags would never be sent anything by a Flagsmith that has none.
+pub fn require_tags(config: &Config, catalog: &Catalog) -> Result<()> {
+    let lacking = catalog.lacking(&[Table::Tag, Table::FeatureTag]);
+    let asking = config.subscriptions.iter().find(|subscription| subscription.asks_for_tags());
+    let Some(asking) = asking.filter(|_| !lacking.is_empty()) else { return Ok(()) };
+    Err(Error::new(
+        Kind::DatabaseRefuses,
+        format!(
+            "webhooks.endpoint {:?} asks for tags, and this Flagsmith has none (the database lacks {}): nothing would be sent; \
+             remove tags from the entry, or update Flagsmith",
+            asking.name.as_str(),
+            lacking.join(", ")
+        ),
+    ))
 }
 
 async fn require_publication(

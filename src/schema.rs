@@ -2,7 +2,8 @@
 //!
 //! Only the columns listed here are published, decoded and kept. A column that is missing in the database reads as NULL
 //! in every [`crate::change::Row`], unless it is *required*: then flagpost stops safely, before anything is confirmed.
-//! Source: `tests/golden/schema.json` (Flagsmith 2.265.0) and `tests/golden/schema-2020.json`.
+//! Source: `tests/golden/schema.json` (Flagsmith 2.265.0) and `tests/golden/schema-2020.json`; of tags, which neither has,
+//! Flagsmith's Django models.
 
 /// Whether flagpost can do without a table or a column.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,6 +52,10 @@ pub enum Table {
     Segment,
     /// Features.
     Feature,
+    /// Tags of a project: only endpoints of the configuration ask for them.
+    Tag,
+    /// Which feature has which tag.
+    FeatureTag,
     /// Variants of a multivariate feature.
     MvOption,
     /// Versions of a feature in a versioned environment.
@@ -91,6 +96,8 @@ impl Table {
         Table::OrganisationWebhook,
         Table::Segment,
         Table::Feature,
+        Table::Tag,
+        Table::FeatureTag,
         Table::MvOption,
         Table::FeatureVersion,
         Table::ChangeRequest,
@@ -118,6 +125,8 @@ impl Table {
             Table::OrganisationWebhook => "organisations_organisationwebhook",
             Table::Segment => "segments_segment",
             Table::Feature => "features_feature",
+            Table::Tag => "tags_tag",
+            Table::FeatureTag => "features_feature_tags",
             Table::MvOption => "multivariate_multivariatefeatureoption",
             Table::FeatureVersion => "feature_versioning_environmentfeatureversion",
             Table::ChangeRequest => "workflows_core_changerequest",
@@ -151,6 +160,8 @@ impl Table {
             Table::OrganisationWebhook => organisation_webhook::COLUMNS,
             Table::Segment => segment::COLUMNS,
             Table::Feature => feature::COLUMNS,
+            Table::Tag => tag::COLUMNS,
+            Table::FeatureTag => feature_tag::COLUMNS,
             Table::MvOption => mv_option::COLUMNS,
             Table::FeatureVersion => feature_version::COLUMNS,
             Table::ChangeRequest => change_request::COLUMNS,
@@ -171,6 +182,8 @@ impl Table {
     pub fn need(self) -> Need {
         match self {
             Table::ApiKey
+            | Table::Tag
+            | Table::FeatureTag
             | Table::MvOption
             | Table::FeatureVersion
             | Table::ChangeRequest
@@ -500,6 +513,32 @@ pub mod feature {
         required("type"),
         optional("deleted_at"),
     ];
+}
+
+/// Columns of `tags_tag` (Flagsmith's app `projects.tags`).
+pub mod tag {
+    use super::{Column, required};
+
+    /// `id`
+    pub const ID: usize = 0;
+    /// `label`
+    pub const LABEL: usize = 1;
+
+    pub(super) const COLUMNS: &[Column] = &[required("id"), required("label")];
+}
+
+/// Columns of `features_feature_tags`, which Django made for a many-to-many field.
+pub mod feature_tag {
+    use super::{Column, required};
+
+    /// `id`
+    pub const ID: usize = 0;
+    /// `feature_id`
+    pub const FEATURE_ID: usize = 1;
+    /// `tag_id`
+    pub const TAG_ID: usize = 2;
+
+    pub(super) const COLUMNS: &[Column] = &[required("id"), required("feature_id"), required("tag_id")];
 }
 
 /// Columns of `multivariate_multivariatefeatureoption`.

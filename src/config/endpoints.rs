@@ -127,6 +127,7 @@ fn only_options(place: &str, entry: &raw::Endpoint) -> Result<()> {
         _ if !entry.projects.is_empty() => "projects",
         _ if !entry.environments.is_empty() => "environments",
         _ if !entry.features.is_empty() => "features",
+        _ if !entry.tags.is_empty() => "tags",
         _ if !entry.kinds.is_empty() => "kinds",
         _ => return Ok(()),
     };
@@ -249,6 +250,7 @@ fn subscription(
         projects: wanted(entry.projects),
         environments: wanted(entry.environments),
         features: wanted(entry.features),
+        tags: wanted(entry.tags),
     })
 }
 

@@ -45,6 +45,7 @@ name = "one"
 url = "https://u:sekrit@one.example.com/"
 secret_file = "DIR/secret"
 projects = [7, "Checkout"]
+tags = ["billing", 3]
 kinds = ["FLAG_DELETED", "NEW_VERSION_PUBLISHED"]
 headers = { X-Token = "sekrit" }
 timeout = "3s"
@@ -80,6 +81,8 @@ format = "classic"
     let [one, two] = &config.subscriptions[..] else { panic!("two") };
     assert_eq!((one.format, two.format), (Format::Current, Format::Classic));
     assert_eq!(one.projects, [Wanted::Id(7), Wanted::Name("Checkout".into())]);
+    assert_eq!(one.tags, [Wanted::Name("billing".into()), Wanted::Id(3)]);
+    assert!(one.asks_for_tags() && !two.asks_for_tags());
     assert_eq!(one.kinds, [Kind::FlagDeleted, Kind::NewVersionPublished]);
     assert!(!format!("{config:?}").contains("sekrit"));
 }
@@ -94,6 +97,7 @@ fn what_is_wrong_is_named_with_its_entry_and_without_its_value() {
         ("url = \"http://u:sekrit@x/\"\nformat = \"modern\"", "webhooks.endpoint http://x/: format"),
         ("url = \"http://x/\"\nsecret_file = \"DIR/secret\"", "give it a name"),
         ("url = \"http://x/\"\nkinds = [\"FLAG_UPDATED\"]", "kinds is for an endpoint that has a name"),
+        ("url = \"http://x/\"\ntags = [3]", "tags is for an endpoint that has a name"),
         (
             "name = \"a\"\nurl = \"http://x/\"\nsecret_file = \"/nowhere\"",
             "secret_file /nowhere cannot be read",

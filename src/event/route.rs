@@ -6,7 +6,9 @@ use std::str::FromStr;
 use super::{Event, Format, Kind, Payload};
 use crate::change::Row;
 use crate::mirror::Mirror;
-use crate::schema::{Table, environment, environment_webhook, organisation, organisation_webhook, project};
+use crate::schema::{
+    Table, environment, environment_webhook, organisation, organisation_webhook, project, tag,
+};
 
 /// The name of an endpoint of the configuration: 1 to 32 lower-case letters, digits, underscores and hyphens.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -157,6 +159,8 @@ pub struct Subscription {
     pub environments: Vec<Wanted>,
     /// Rows of `features_feature`. An audit event is about none.
     pub features: Vec<Wanted>,
+    /// Rows of `tags_tag`: the event's feature has one of them when the event is told.
+    pub tags: Vec<Wanted>,
 }
 
 impl Subscription {
@@ -175,6 +179,20 @@ impl Subscription {
                 is_among(wanted, id, name)
             })
             && is_among(&self.features, event.feature, event.feature_name.as_deref())
+            && self.wants_tags_of(event.feature, mirror)
+    }
+
+    /// Whether what is sent depends on the features' tags.
+    pub fn asks_for_tags(&self) -> bool {
+        !self.tags.is_empty()
+    }
+
+    fn wants_tags_of(&self, feature: Option<i64>, mirror: &Mirror) -> bool {
+        let is_wanted = |tag: i64| {
+            let label = mirror.row_by_id(Table::Tag, tag).and_then(|row| row.text(tag::LABEL));
+            is_among(&self.tags, Some(tag), label)
+        };
+        !self.asks_for_tags() || feature.is_some_and(|feature| mirror.tags_of(feature).any(is_wanted))
     }
 
     fn wants_kind(&self, kind: Kind) -> bool {
@@ -264,6 +282,7 @@ fn url(row: &Row, column: usize) -> &str {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::change::{Field, Key, Op, RowChange};
 
     #[test]
     fn keys_are_read_as_they_are_written() {
@@ -295,5 +314,64 @@ mod tests {
         assert!(!is_among(&wanted, Some(8), Some("Dark_mode")));
         assert!(!is_among(&wanted, None, None));
         assert!(is_among(&[], None, None));
+    }
+
+    fn row(fields: &[&str]) -> Row {
+        Row::pack(&fields.iter().map(|text| Field::Text(text)).collect::<Vec<_>>())
+    }
+
+    fn apply(mirror: &mut Mirror, table: Table, op: Op) {
+        mirror.apply(RowChange { table, op }, &mut |_| {});
+    }
+
+    fn tagged(tags: &[Wanted]) -> Subscription {
+        Subscription {
+            name: "tagged".parse().unwrap(),
+            format: Format::Current,
+            kinds: Vec::new(),
+            organisations: Vec::new(),
+            projects: Vec::new(),
+            environments: Vec::new(),
+            features: Vec::new(),
+            tags: tags.to_vec(),
+        }
+    }
+
+    #[test]
+    fn tags_are_those_that_the_feature_has_in_the_mirror() {
+        let billing = tagged(&[Wanted::Name("billing".into())]);
+        let fifth = tagged(&[Wanted::Name("other".into()), Wanted::Id(5)]);
+        let mut mirror = Mirror::default();
+        let wanted = |mirror: &Mirror| [&billing, &fifth].map(|s| s.wants_tags_of(Some(1), mirror));
+        mirror.load(Table::Tag, row(&["4", "billing"]));
+        mirror.load(Table::Tag, row(&["5", "growth"]));
+        mirror.load(Table::FeatureTag, row(&["70", "2", "4"]));
+        assert_eq!(wanted(&mirror), [false, false], "another feature has it");
+        apply(&mut mirror, Table::FeatureTag, Op::Insert { new: row(&["71", "1", "4"]) });
+        apply(&mut mirror, Table::FeatureTag, Op::Insert { new: row(&["72", "1", "5"]) });
+        assert_eq!(wanted(&mirror), [true, true]);
+        apply(&mut mirror, Table::Tag, Op::Update { old_key: None, new: row(&["4", "Billing"]) });
+        assert_eq!(wanted(&mirror), [false, true], "labels are exact");
+        // Moved to another feature, by hand.
+        apply(&mut mirror, Table::FeatureTag, Op::Update { old_key: None, new: row(&["72", "3", "5"]) });
+        assert_eq!(wanted(&mirror), [false, false]);
+        assert!(fifth.wants_tags_of(Some(3), &mirror));
+        apply(&mut mirror, Table::FeatureTag, Op::Delete { key: Key::Int(72) });
+        assert!(!fifth.wants_tags_of(Some(3), &mirror));
+    }
+
+    #[test]
+    fn a_tag_whose_row_is_not_there_is_known_by_its_id_only() {
+        let mut mirror = Mirror::default();
+        mirror.load(Table::FeatureTag, row(&["70", "1", "4"]));
+        assert!(tagged(&[Wanted::Id(4)]).wants_tags_of(Some(1), &mirror));
+        assert!(!tagged(&[Wanted::Name(String::new())]).wants_tags_of(Some(1), &mirror));
+    }
+
+    #[test]
+    fn what_is_about_no_feature_has_no_tag() {
+        let mirror = Mirror::default();
+        assert!(!tagged(&[Wanted::Id(4)]).wants_tags_of(None, &mirror));
+        assert!(tagged(&[]).wants_tags_of(None, &mirror));
     }
 }

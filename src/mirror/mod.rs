@@ -16,8 +16,8 @@ use std::collections::{HashMap, HashSet, VecDeque};
 
 use crate::change::{Key, Op, Row, RowChange, Transaction, key_of};
 use crate::schema::{
-    Capabilities, Table, environment_webhook, feature_segment, feature_state, feature_version, mv_value,
-    organisation_webhook, state_history, state_value,
+    Capabilities, Table, environment_webhook, feature_segment, feature_state, feature_tag, feature_version,
+    mv_value, organisation_webhook, state_history, state_value,
 };
 
 pub use index::{Slot, Target};
@@ -101,6 +101,8 @@ pub struct Mirror {
     variants: ByKey,
     variants_by_option: ByKey,
     versions: HashMap<(i64, i64), HashSet<Box<str>>>,
+    /// Rows of `features_feature_tags` by feature.
+    taggings: ByKey,
     environment_hooks: ByKey,
     organisation_hooks: ByKey,
     loose_identities: VecDeque<i64>,
@@ -203,6 +205,13 @@ impl Mirror {
         self.variants_by_option
             .get(option)
             .filter_map(|id| self.row_by_id(Table::MvValue, id)?.int(mv_value::FEATURE_STATE_ID))
+    }
+
+    /// The tags (ids in `tags_tag`) that a feature has.
+    pub fn tags_of(&self, feature: i64) -> impl Iterator<Item = i64> + '_ {
+        self.taggings
+            .get(feature)
+            .filter_map(|id| self.row_by_id(Table::FeatureTag, id)?.int(feature_tag::TAG_ID))
     }
 
     /// The endpoints (ids in `environments_webhook`) of an environment, enabled or not.
@@ -425,6 +434,7 @@ impl Mirror {
                 let option = row.int(mv_value::MULTIVARIATE_FEATURE_OPTION_ID).unwrap_or(0);
                 self.variants_by_option.insert(option, id);
             }
+            Table::FeatureTag => self.taggings.insert(row.int(feature_tag::FEATURE_ID).unwrap_or(0), id),
             Table::EnvironmentWebhook => {
                 let environment = row.int(environment_webhook::ENVIRONMENT_ID).unwrap_or(0);
                 self.environment_hooks.insert(environment, id);
@@ -477,6 +487,7 @@ impl Mirror {
                 let option = row.int(mv_value::MULTIVARIATE_FEATURE_OPTION_ID).unwrap_or(0);
                 self.variants_by_option.remove(option, id);
             }
+            Table::FeatureTag => self.taggings.remove(row.int(feature_tag::FEATURE_ID).unwrap_or(0), id),
             Table::EnvironmentWebhook => {
                 let environment = row.int(environment_webhook::ENVIRONMENT_ID).unwrap_or(0);
                 self.environment_hooks.remove(environment, id);

@@ -102,6 +102,11 @@ impl Catalog {
         self.tables.get(&table).and_then(|columns| columns.get(column)).copied().unwrap_or(false)
     }
 
+    /// The names of those of `tables` that are not there.
+    pub fn lacking(&self, tables: &[Table]) -> Vec<&'static str> {
+        tables.iter().filter(|table| !self.tables.contains_key(table)).map(|table| table.name()).collect()
+    }
+
     /// What is missing that flagpost cannot do without, as `table` or `table.column`.
     pub fn missing(&self) -> Vec<String> {
         let mut missing = Vec::new();

@@ -14,6 +14,7 @@ use tokio_postgres::Client;
 use crate::cli::flagsmith;
 use crate::support::call::{due, endpoint, settings};
 use crate::support::cluster_options;
+use crate::support::flagsmith::TAGS;
 use crate::support::process::{Daemon, Installation};
 use crate::support::raw::{Issuer, Peer, Pem, Raw, loopback, server};
 
@@ -70,6 +71,30 @@ impl Scene {
                 return found.clone();
             }
             assert!(Instant::now() < deadline, "{key}: {status:#}");
+        }
+    }
+
+    async fn sql(&self, sql: &str) {
+        self.client.batch_execute(sql).await.unwrap();
+    }
+
+    async fn check(&self) -> Json {
+        self.installation.run(&["check", "--json"]).await.json()
+    }
+
+    /// Each path has got so many, and gets no more.
+    #[track_caller]
+    fn has_got<'a>(&'a self, expected: &'a [(&str, usize)]) -> impl Future<Output = ()> + 'a {
+        let place = std::panic::Location::caller();
+        async move {
+            for (path, count) in expected.iter().filter(|(_, count)| *count > 0) {
+                self.wait_for(path, *count).await;
+            }
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            let all = self.receiver.all();
+            let got: Vec<(&str, usize)> =
+                expected.iter().map(|(path, _)| (*path, at(&all, path).len())).collect();
+            assert_eq!(got, expected, "at {place}");
         }
     }
 
@@ -163,6 +188,129 @@ async fn an_endpoint_of_the_configuration_gets_what_its_lists_let_through() {
         check.contains("configured:all http://") && check.contains("configured:elsewhere http://"),
         "{check}"
     );
+    daemon.terminate().await.success();
+}
+
+const TAGGED: &str = r#"
+[[webhooks.endpoint]]
+name = "all"
+url = "http://RECEIVER/all"
+[[webhooks.endpoint]]
+name = "by-label"
+url = "http://RECEIVER/by-label"
+tags = ["billing", "nowhere"]
+[[webhooks.endpoint]]
+name = "by-id"
+url = "http://RECEIVER/by-id"
+tags = [2]
+"#;
+
+/// The flags of [`CHANGES`] are of feature 1; this makes another, with one tag, whose state is 900.
+const ANOTHER_FEATURE: &str = "
+    INSERT INTO tags_tag (label, color, project_id) VALUES ('billing', '#fff', 1), ('growth', '#fff', 1);
+    INSERT INTO features_feature SELECT (jsonb_populate_record(f, '{\"id\": 900, \"name\": \"checkout\"}')).* FROM features_feature f
+        WHERE id = (SELECT feature_id FROM features_featurestate WHERE id = 1);
+    INSERT INTO features_featurestate SELECT (jsonb_populate_record(s, '{\"id\": 900, \"feature_id\": 900}')).*
+        FROM features_featurestate s WHERE id = 1;
+    INSERT INTO features_feature_tags (feature_id, tag_id) VALUES (900, 1);";
+
+#[tokio::test]
+async fn an_endpoint_for_tags_follows_the_tags_that_a_feature_has() {
+    let s = Scene::new().await;
+    s.sql(TAGS).await;
+    s.sql(ANOTHER_FEATURE).await;
+    s.configure(TAGGED);
+    s.installation.run(&["setup"]).await.success();
+    let daemon = Daemon::start(&s.installation).await;
+    // Of the snapshot: feature 900 is tagged, feature 1 is not. An audit event is about no feature.
+    let toggle = "UPDATE features_featurestate SET enabled = NOT enabled WHERE id = 900";
+    s.sql(toggle).await;
+    s.change().await;
+    s.has_got(&[("/all", 4), ("/by-label", 1), ("/by-id", 0)]).await;
+    assert!(String::from_utf8_lossy(&at(&s.receiver.all(), "/by-label")[0].body).contains("checkout"));
+
+    // Of the stream. Tags alone are no event.
+    s.sql("INSERT INTO features_feature_tags (feature_id, tag_id) SELECT feature_id, 1 FROM features_featurestate WHERE id = 1")
+        .await;
+    s.sql("INSERT INTO features_feature_tags (feature_id, tag_id) VALUES (900, 2)").await;
+    s.sql(CHANGES[0]).await;
+    s.has_got(&[("/all", 5), ("/by-label", 2), ("/by-id", 0)]).await;
+    s.sql(toggle).await;
+    s.has_got(&[("/all", 6), ("/by-label", 3), ("/by-id", 1)]).await;
+
+    daemon.terminate().await.success();
+    let daemon = Daemon::start(&s.installation).await;
+    s.sql(CHANGES[0]).await;
+    s.has_got(&[("/all", 7), ("/by-label", 4), ("/by-id", 1)]).await;
+
+    // A label is its tag's of the moment, an id stays.
+    s.sql("UPDATE tags_tag SET label = id::text || label").await;
+    s.sql(toggle).await;
+    s.has_got(&[("/all", 8), ("/by-label", 4), ("/by-id", 2)]).await;
+    s.sql("UPDATE tags_tag SET label = 'billing' WHERE id = 1").await;
+    s.sql("DELETE FROM features_feature_tags WHERE feature_id = 900").await;
+    s.sql(toggle).await;
+    s.sql(CHANGES[1]).await;
+    s.has_got(&[("/all", 10), ("/by-label", 5), ("/by-id", 2)]).await;
+    daemon.terminate().await.success();
+}
+
+#[tokio::test]
+async fn a_feature_that_is_tagged_in_the_click_that_makes_it_goes_where_its_tags_say() {
+    let mut s = Scene::new().await;
+    s.sql(TAGS).await;
+    s.configure(TAGGED);
+    s.installation.run(&["setup"]).await.success();
+    // The window: the tags come in a transaction of their own, a moment after the feature.
+    s.installation.set("FLAGPOST_SOURCE_SETTLE", "1s");
+    let daemon = Daemon::start(&s.installation).await;
+    let (feature, tagging) = ANOTHER_FEATURE.rsplit_once("INSERT").unwrap();
+    s.sql(feature).await;
+    s.sql(&format!("INSERT{tagging}")).await;
+    s.has_got(&[("/all", 1), ("/by-label", 1), ("/by-id", 0)]).await;
+    daemon.terminate().await.success();
+}
+
+#[tokio::test]
+async fn a_filter_by_tags_where_there_are_none_is_told_and_tags_may_come_later() {
+    let s = Scene::new().await;
+    s.configure(&TAGGED.replace("tags", "#tags"));
+    s.installation.run(&["setup"]).await.success();
+    let report = s.check().await;
+    let checks = report["checks"].as_array().unwrap();
+    let optional = checks.iter().find(|check| check["code"] == "flagsmith-optional").unwrap();
+    assert!(optional["message"].as_str().unwrap().contains("no tags_tag, features_feature_tags"));
+
+    s.configure(TAGGED);
+    let report = s.check().await;
+    let checks = report["checks"].as_array().unwrap();
+    let failed: Vec<&Json> = checks.iter().filter(|check| check["status"] == "fail").collect();
+    assert!(failed.len() == 1 && failed[0]["code"] == "flagsmith-tags", "{failed:#?}");
+    let refused = Daemon::try_start(&s.installation).await.err().unwrap();
+    assert_eq!(refused.code, 3, "{refused:?}");
+    for text in [failed[0]["message"].as_str().unwrap(), &refused.stderr] {
+        assert!(text.contains("\"by-label\"") && text.contains("remove tags from the entry"), "{text}");
+    }
+
+    // Flagsmith's migration makes the tables under a daemon that does not need them: it goes on.
+    s.configure(&TAGGED.replace("tags", "#tags"));
+    let daemon = Daemon::start(&s.installation).await;
+    s.sql(TAGS).await;
+    s.sql(ANOTHER_FEATURE).await;
+    s.sql(CHANGES[0]).await;
+    s.wait_for("/all", 2).await;
+    daemon.terminate().await.success();
+    // What came into them was not streamed: as with any table, only a new snapshot is right.
+    s.configure(TAGGED);
+    let refused = Daemon::try_start(&s.installation).await.err().unwrap();
+    assert!(refused.code == 3 && refused.stderr.contains("does not publish tags_tag"), "{refused:?}");
+    let refused = s.installation.run(&["setup"]).await;
+    assert!(refused.code == 4 && refused.stderr.contains("setup --resnapshot"), "{refused:?}");
+    s.installation.run(&["setup", "--resnapshot"]).await.success();
+    let daemon = Daemon::start(&s.installation).await;
+    s.receiver.clear();
+    s.sql("UPDATE features_featurestate SET enabled = NOT enabled WHERE id IN (1, 900)").await;
+    s.has_got(&[("/all", 2), ("/by-label", 1), ("/by-id", 0)]).await;
     daemon.terminate().await.success();
 }
 
@@ -319,8 +467,14 @@ async fn an_endpoint_can_have_a_time_of_its_own() {
 #[test]
 fn the_readme_names_what_endpoints_can_have() {
     let readme = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).unwrap();
-    for key in ["network.https_only", "network.ca_file", "`verify`", "`client_certificate`", "`secret_file`"]
-    {
+    for key in [
+        "`tags`",
+        "network.https_only",
+        "network.ca_file",
+        "`verify`",
+        "`client_certificate`",
+        "`secret_file`",
+    ] {
         assert!(readme.contains(key), "README.md does not name {key}");
     }
 }

@@ -118,7 +118,9 @@ async fn the_documented_bodies_are_sent_to_the_byte() {
     let check = scene.installation.run(&["check", "--json"]).await.json();
     let optional =
         check["checks"].as_array().unwrap().iter().find(|c| c["code"] == "flagsmith-optional").unwrap();
-    assert!(optional["message"].as_str().unwrap().contains("feature_versioning"), "{optional:#}");
+    for lacking in ["feature_versioning", "tags_tag, features_feature_tags"] {
+        assert!(optional["message"].as_str().unwrap().contains(lacking), "{optional:#}");
+    }
     scene.installation.run(&["setup"]).await.success();
     let daemon = Daemon::start(&scene.installation).await;
 

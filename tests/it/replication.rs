@@ -38,6 +38,7 @@ impl Setting {
         let cluster = Cluster::start(options).await.unwrap();
         let schema = Schema::read(&golden().join("schema.json"));
         let client = flagsmith::database(&cluster, &schema, "127.0.0.1:1".parse().unwrap()).await;
+        client.batch_execute(flagsmith::TAGS).await.unwrap();
         let info = ConnInfo::parse(&cluster.url("postgres", "flagsmith"), None).unwrap();
         let names =
             Names { slot: "flagpost".into(), publication: "flagpost".into(), schema: "public".into() };

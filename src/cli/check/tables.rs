@@ -4,6 +4,7 @@ use tokio_postgres::Client;
 
 use super::report::{Group, Report};
 use crate::config::Config;
+use crate::daemon::require_tags;
 use crate::error::Kind;
 use crate::schema::{Need, Table, feature_segment, feature_state};
 use crate::source::{
@@ -66,6 +67,9 @@ fn check_catalog(config: &Config, catalog: &Catalog, report: &mut Report) -> boo
             "flagsmith-optional",
             format!("this version of Flagsmith has no {}", lacking.join(", ")),
         );
+    }
+    if let Err(error) = require_tags(config, catalog) {
+        report.error(GROUP, "flagsmith-tags", &error);
     }
     true
 }

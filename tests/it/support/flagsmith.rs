@@ -15,6 +15,15 @@ use tokio_postgres::Client;
 /// Where the recorded webhooks point.
 const RECORDED_RECEIVER: &str = "127.0.0.1:18080";
 
+/// The tables of tags as Django's migrations make them; the recorded schemas do not have them.
+pub(crate) const TAGS: &str = "
+    CREATE TABLE tags_tag (id serial PRIMARY KEY, label varchar(100) NOT NULL, color varchar(10) NOT NULL,
+        project_id integer NOT NULL REFERENCES projects_project (id) DEFERRABLE INITIALLY DEFERRED);
+    CREATE TABLE features_feature_tags (id serial PRIMARY KEY,
+        feature_id integer NOT NULL REFERENCES features_feature (id) DEFERRABLE INITIALLY DEFERRED,
+        tag_id integer NOT NULL REFERENCES tags_tag (id) DEFERRABLE INITIALLY DEFERRED,
+        UNIQUE (feature_id, tag_id));";
+
 /// Tables as recorded: name, columns with types, primary key.
 pub(crate) struct Schema {
     tables: Map<String, Json>,
