@@ -227,3 +227,35 @@ async fn without_network_allow_loopback_is_refused_and_the_log_says_what_to_do()
     assert!(s.receiver.all().is_empty());
     daemon.terminate().await.success();
 }
+
+/// Ids are made of the change, not of who reads it: after a failover or a new snapshot receivers know what they have had.
+#[tokio::test]
+async fn daemons_with_slots_and_mirrors_of_their_own_give_the_same_ids_and_bodies() {
+    let s = Scene::new().await;
+    let first = Daemon::start(&s.installation).await;
+    s.set_value("before").await;
+    s.wait_for("/dev-plain", 1).await;
+    let other = Installation::new(&s.installation.variable("FLAGPOST_DATABASE_URL"))
+        .with("FLAGPOST_NETWORK_ALLOW", "127.0.0.0/8")
+        .with("FLAGPOST_SOURCE_SETTLE", "0")
+        .with("FLAGPOST_SOURCE_SLOT", "other");
+    other.run(&["setup"]).await.success();
+    let second = Daemon::start(&other).await;
+    s.receiver.clear();
+    for value in ["a", "b", "c"] {
+        s.set_value(value).await;
+    }
+    s.sql("DELETE FROM features_featurestate WHERE id = 1").await;
+    let all = s.wait_for("/dev-plain", 8).await;
+    let mut by_id: std::collections::BTreeMap<&str, Vec<&Received>> = std::collections::BTreeMap::new();
+    for received in &all {
+        by_id.entry(id(received)).or_default().push(received);
+    }
+    assert_eq!(by_id.len(), 4, "{:?}", by_id.keys());
+    for (id, twice) in by_id {
+        assert_eq!(twice.len(), 2, "{id}");
+        assert_eq!(twice[0].body, twice[1].body, "{id}");
+    }
+    first.terminate().await.success();
+    second.terminate().await.success();
+}
