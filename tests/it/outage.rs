@@ -189,6 +189,39 @@ async fn retention_forgets_what_is_over_and_never_what_is_still_to_be_sent() {
     daemon.terminate().await.success();
 }
 
+#[tokio::test]
+async fn an_endpoint_gets_so_many_calls_at_once_and_its_backlog_delays_no_other() {
+    const FLAGS: u32 = 300;
+    let s = Scene::new().await.with("FLAGPOST_DELIVERY_MAX_IN_FLIGHT", "8");
+    s.flags(FLAGS).await;
+    s.installation.run(&["setup", "--resnapshot"]).await.success();
+    let mut operator = Operator::open(&s.installation.state_dir()).unwrap();
+    operator.pause(EndpointKey::Environment(2), "to get a backlog").unwrap();
+    let daemon = Daemon::start(&s.installation).await;
+    s.sql("UPDATE features_featurestate SET enabled = NOT enabled WHERE id > 1000").await;
+    s.wait_for("/dev-signed", FLAGS as usize).await;
+    let took = Duration::from_millis(100);
+    s.receiver.answer(PLAIN, Answer::status(200).after(took));
+    operator.resume(EndpointKey::Environment(2)).unwrap();
+    s.wait_for(PLAIN, 20).await;
+    // In the middle of it, something new for both.
+    s.receiver.answer("/dev-signed", Answer::status(200));
+    s.set_value("new").await;
+    let signed = s.wait_for("/dev-signed", FLAGS as usize + 1).await;
+    let of_new = signed.last().unwrap().at;
+    let plain = s.wait_for(PLAIN, FLAGS as usize + 1).await;
+    let last = plain.iter().map(|r| r.at).max().unwrap();
+    assert!(of_new < last, "the new one waited for another endpoint's backlog");
+    // Who comes while others are being answered is under way with them; a little less than the answer takes, for the clock.
+    let mut arrivals: Vec<i64> = plain.iter().map(|r| r.at.as_microsecond()).collect();
+    arrivals.sort_unstable();
+    let window = i64::try_from((took - Duration::from_millis(5)).as_micros()).unwrap();
+    let at_once = |from: i64| arrivals.iter().filter(|at| (from..from + window).contains(*at)).count();
+    let most = arrivals.iter().map(|from| at_once(*from)).max().unwrap();
+    assert!((5..=8).contains(&most), "{most} calls at once, of 8");
+    daemon.terminate().await.success();
+}
+
 /// A metric without labels.
 fn figure(metrics: &str, name: &str) -> i64 {
     let line = metrics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
