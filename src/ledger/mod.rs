@@ -17,6 +17,8 @@ mod seal;
 mod search;
 mod survey;
 mod writer;
+#[cfg(test)]
+mod writer_tests;
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};

@@ -1,0 +1,29 @@
+//! The writer's promises about COMMIT.
+
+use super::*;
+use crate::change::Field;
+use crate::change::{Key, Row};
+use crate::mirror::Persist;
+
+/// An I/O error from COMMIT cannot be mended by trying again (PITFALLS 32): the writer ends, and nothing of it was durable.
+#[test]
+fn a_commit_that_fails_ends_the_writer_and_makes_nothing_durable() {
+    let dir = tempfile::tempdir().unwrap();
+    let ledger = Ledger::open(dir.path()).unwrap();
+    ledger.connection.commit_hook(Some(|| true));
+    let WriterHandle { writes, durable, ended, .. } = ledger.start_writer().unwrap();
+    let row = Row::pack(&[Field::Text("1")]);
+    let put = Persist::Put { table: Table::User, key: Key::Int(1), row };
+    writes.blocking_send(Write::Mirror(put)).unwrap();
+    writes.blocking_send(Write::Checkpoint(Lsn(500), Micros(1))).unwrap();
+    let error = ended.blocking_recv().unwrap().unwrap_err();
+    assert_eq!(error.kind(), Kind::LedgerIo);
+    assert!(error.to_string().contains("nothing was confirmed that is not in it"), "{error}");
+    assert_eq!(*durable.borrow(), Lsn(0));
+    assert!(writes.blocking_send(Write::Checkpoint(Lsn(600), Micros(2))).is_err(), "it takes more writes");
+    let again = Ledger::open(dir.path()).unwrap();
+    assert_eq!(again.checkpoint().unwrap(), None);
+    let mut rows = 0;
+    again.load_mirror(|_, _| rows += 1).unwrap();
+    assert_eq!(rows, 0);
+}
