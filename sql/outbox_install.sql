@@ -73,6 +73,8 @@ $$;
 CREATE OR REPLACE FUNCTION flagpost.capture() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path = pg_catalog, pg_temp
+    SET timezone = 'UTC'        -- times and numbers have one text form, whatever Flagsmith's session is set to
+    SET extra_float_digits = 3
     SET lock_timeout = '1s'     -- whoever locks the outbox does not hold Flagsmith up
     SET enable_nestloop = off   -- a plan that was made for one row may be used for a million,
     SET jit = off               -- and one that was made for a million for one
