@@ -5,6 +5,7 @@
 
 mod install;
 mod order;
+mod read;
 
 pub use install::Outbox;
 pub use order::{Record, transactions};

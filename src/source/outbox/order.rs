@@ -44,31 +44,6 @@ pub struct Record {
     pub new: Option<String>,
 }
 
-impl Record {
-    /// The query that gives the rows below a horizon (`$1`, as text).
-    pub const QUERY: &'static str = include_str!("../../../sql/outbox_read.sql");
-
-    /// One row of [`Record::QUERY`].
-    pub fn from_row(row: &tokio_postgres::Row) -> Result<Record> {
-        let get = || {
-            let xid: String = row.try_get(1)?;
-            Ok::<_, tokio_postgres::Error>(Record {
-                seq: row.try_get(0)?,
-                xid: xid.parse().unwrap_or(0),
-                at: Micros(row.try_get(2)?),
-                committed: row.try_get::<_, Option<i64>>(3)?.map(Micros),
-                op: row.try_get(4)?,
-                table: row.try_get(5)?,
-                old: row.try_get(6)?,
-                new: row.try_get(7)?,
-            })
-        };
-        get().map_err(|e| {
-            Error::internal(format!("a row of the outbox has another shape ({e}): run \"flagpost setup\""))
-        })
-    }
-}
-
 /// The transactions below the horizon, in order; other rows are left out. Of each, `end_lsn` is the last sequence number.
 pub fn transactions(records: &[Record], horizon: u64) -> Result<Vec<Transaction>> {
     let mut places: HashMap<u64, usize> = HashMap::new();
