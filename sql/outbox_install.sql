@@ -126,9 +126,9 @@ BEGIN
         IF NOT is_alone THEN
             -- flagpost.commits() does the rest when the transaction commits.
             PERFORM set_config('flagpost.noted', pg_current_xact_id()::text, true);
-        ELSIF pg_notification_queue_usage() < 0.5 THEN
+        ELSIF pg_try_advisory_xact_lock(7380380986249278324) AND pg_notification_queue_usage() < 0.5 THEN
             -- The transaction began with this statement: as a rule it is its only one, and commits right after it, so the
-            -- row's own time is near enough.
+            -- row's own time is near enough. About the conditions see flagpost.commits().
             PERFORM pg_notify('flagpost', '');
         END IF;
     END IF;
@@ -148,8 +148,11 @@ EXCEPTION WHEN OTHERS THEN
 END $$;
 
 -- At COMMIT, once a transaction of several statements: the time, as near to the commit as a trigger can come, and a hint
--- without content to whoever listens (the table is the truth). NOTIFY would fail the COMMIT if the server's queue for it were
--- full, so it is left out long before.
+-- without content to whoever listens on channel flagpost (the table is the truth).
+-- The hint has two conditions. Transactions that notify commit one after the other, each waiting for the other's disk: of
+-- those that commit at the same moment only the one that gets the lock notifies (its number is "flagpost" in ASCII), and
+-- whoever listens looks again a moment later. And NOTIFY fails the COMMIT when the server's queue for it is full: it is left
+-- out long before.
 CREATE OR REPLACE FUNCTION flagpost.commits() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path = pg_catalog, pg_temp
@@ -159,7 +162,7 @@ BEGIN
     -- After a SET CONSTRAINTS ALL IMMEDIATE more may come: then this is not the last time.
     PERFORM set_config('flagpost.noted', '', true);
     INSERT INTO flagpost.outbox (op) VALUES ('C');
-    IF pg_notification_queue_usage() < 0.5 THEN
+    IF pg_try_advisory_xact_lock(7380380986249278324) AND pg_notification_queue_usage() < 0.5 THEN
         PERFORM pg_notify('flagpost', '');
     END IF;
     RETURN NULL;

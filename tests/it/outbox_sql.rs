@@ -403,6 +403,13 @@ async fn one_notification_a_transaction_and_a_time_at_its_commit() {
     s.sql("COMMIT").await;
     s.sql(&format!("BEGIN; {TOGGLE} ROLLBACK; UPDATE features_featurestate SET enabled = true WHERE false"))
         .await;
+    // Another is just notifying: this one need not.
+    s.admin("BEGIN; SELECT pg_advisory_xact_lock(7380380986249278324)").await;
+    s.sql(TOGGLE).await;
+    s.sql("BEGIN").await;
+    s.sql(TOGGLE).await;
+    s.sql("COMMIT").await;
+    s.admin("COMMIT").await;
     // A mark behind them: notifications come in commit order.
     s.admin("NOTIFY flagpost, 'end'").await;
     let mut seen = Vec::new();
@@ -421,7 +428,8 @@ async fn one_notification_a_transaction_and_a_time_at_its_commit() {
         .await
         .unwrap();
     let ops: Vec<&str> = rows.iter().map(|row| row.get(1)).collect();
-    assert_eq!(ops, ["I", "U", "UCUUC"]);
+    assert_eq!(ops, ["I", "U", "UCUUC", "U", "UC"]);
+    assert_eq!(s.failures().await, 0);
     for row in &rows {
         let late: f64 = row.get(0);
         assert!((-0.001..0.03).contains(&late), "{late} s after the last time");
