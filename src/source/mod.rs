@@ -10,6 +10,7 @@ mod conn_info;
 mod coverage;
 mod follow;
 mod observe;
+mod outbox;
 pub mod pgoutput;
 mod publication;
 mod refusal;
@@ -29,6 +30,7 @@ pub use observe::{
     Identity, Listener, Quota, ServerFacts, SlotFacts, has_publication, listeners, server_facts, slot_facts,
     unreadable_tables, unusable_identities,
 };
+pub use outbox::{Outbox, Record, transactions};
 pub use publication::{
     Publication, Step, grant_steps, publication_steps, read_grants, slot_step, uninstall_step,
 };

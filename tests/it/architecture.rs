@@ -74,6 +74,7 @@ fn what_is_pure_has_no_clock_and_does_no_io() {
         "mirror",
         "event",
         "source/pgoutput.rs",
+        "source/outbox/order.rs",
         "delivery/retry.rs",
         "delivery/breaker.rs",
         "delivery/pace.rs",

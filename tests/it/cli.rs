@@ -42,12 +42,12 @@ fn program(cluster: &Cluster, name: &str, arguments: &[&str], input: &str) -> St
 }
 
 /// The schema as SQL, without the lines that differ from one dump to the next.
-fn dump(cluster: &Cluster) -> String {
+pub(crate) fn dump(cluster: &Cluster) -> String {
     let dump = program(cluster, "pg_dump", &["--schema-only"], "");
     dump.lines().filter(|line| !line.contains("restrict ")).collect::<Vec<_>>().join("\n")
 }
 
-async fn count(client: &Client, from: &str) -> i64 {
+pub(crate) async fn count(client: &Client, from: &str) -> i64 {
     client.query_one(&format!("SELECT count(*) FROM {from}"), &[]).await.unwrap().get(0)
 }
 

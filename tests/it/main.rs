@@ -21,6 +21,8 @@ mod notices;
 mod old_flagsmith;
 mod operator;
 mod outage;
+mod outbox_source;
+mod outbox_sql;
 mod readme;
 mod receiver;
 mod receivers;

@@ -21,20 +21,20 @@ use crate::support::{cluster_options, golden};
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A Flagsmith database with publication and slot, and a stream that the test holds the ends of.
-struct Setting {
-    client: Client,
-    info: ConnInfo,
+pub(crate) struct Setting {
+    pub(crate) client: Client,
+    pub(crate) info: ConnInfo,
     names: Names,
     items: mpsc::Receiver<Delivery>,
     durable: watch::Sender<Lsn>,
     channels: Channels,
-    stop: CancellationToken,
+    pub(crate) stop: CancellationToken,
     from: Lsn,
-    cluster: Cluster,
+    pub(crate) cluster: Cluster,
 }
 
 impl Setting {
-    async fn new(options: Options, queue: usize) -> Setting {
+    pub(crate) async fn new(options: Options, queue: usize) -> Setting {
         let cluster = Cluster::start(options).await.unwrap();
         let schema = Schema::read(&golden().join("schema.json"));
         let client = flagsmith::database(&cluster, &schema, "127.0.0.1:1".parse().unwrap()).await;
@@ -69,7 +69,7 @@ impl Setting {
         }
     }
 
-    async fn follow(&self) -> tokio::task::JoinHandle<Result<Option<Stream>>> {
+    pub(crate) async fn follow(&self) -> tokio::task::JoinHandle<Result<Option<Stream>>> {
         let what = Follow {
             info: self.info.clone(),
             names: self.names.clone(),
@@ -81,12 +81,12 @@ impl Setting {
         tokio::spawn(async move { follow(&what, channels, first, &stop).await })
     }
 
-    async fn sql(&self, sql: &str) {
+    pub(crate) async fn sql(&self, sql: &str) {
         self.client.batch_execute(sql).await.unwrap();
     }
 
     /// The next transaction that changed anything.
-    async fn next(&mut self) -> Transaction {
+    pub(crate) async fn next(&mut self) -> Transaction {
         loop {
             let delivery = tokio::time::timeout(PATIENCE, self.items.recv()).await.unwrap().unwrap();
             if let Item::Transaction(transaction, _) = delivery.item

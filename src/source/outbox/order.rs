@@ -1,0 +1,275 @@
+//! From rows of the outbox to transactions, equal to those of the replication stream. No I/O.
+//!
+//! Order: whole transactions by their **last** sequence number. Of two that changed the same row, the second got the row's
+//! lock only after the first had committed, so its last number is the larger. (Transaction ids are given at the first write,
+//! so they do not tell.) Only transactions below the horizon: all of those have ended.
+//!
+//! Text forms: `to_jsonb` of a row and pgoutput differ in booleans (`true`, `t`), in times (`2026-03-07T13:59:07+00:00`,
+//! `2026-03-07 13:59:07+00`; the triggers run with the zone UTC) and in how a `double precision` is written once it went
+//! through jsonb's `numeric`. Everything else is the same text. Ids that end in a hash come digested.
+//! Source: PostgreSQL manual, "JSON Functions" (`to_jsonb`); `src/common/d2s.c` (shortest form of a double).
+
+use std::collections::{BTreeMap, HashMap};
+
+use serde_json::value::RawValue;
+
+use crate::change::{Field, Key, Lsn, Micros, Op, Row, RowChange, Transaction, key_of};
+use crate::error::{Error, Kind, Result};
+use crate::schema::{Need, Table};
+
+/// Columns of the type `timestamp with time zone`, of all tables.
+const TIMES: [&str; 7] =
+    ["committed_at", "created_date", "deleted_at", "history_date", "last_login", "live_from", "published_at"];
+/// Columns of the type `double precision`, of all tables.
+const DOUBLES: [&str; 1] = ["percentage_allocation"];
+
+/// A row of the outbox, as `sql/outbox_read.sql` gives it.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Record {
+    /// Its sequence number.
+    pub seq: i64,
+    /// The 64-bit id of its transaction.
+    pub xid: u64,
+    /// When it was written.
+    pub at: Micros,
+    /// When its transaction was committed, if the server keeps that.
+    pub committed: Option<Micros>,
+    /// `I`, `U`, `D`, `T`, or `C` for the commit.
+    pub op: String,
+    /// The table; none for the commit.
+    pub table: Option<String>,
+    /// The kept columns before the change, as JSON.
+    pub old: Option<String>,
+    /// The kept columns after the change, as JSON.
+    pub new: Option<String>,
+}
+
+/// The transactions below the horizon, in order; other rows are left out. Of each, `end_lsn` is the last sequence number.
+pub fn transactions(records: &[Record], horizon: u64) -> Result<Vec<Transaction>> {
+    let mut places: HashMap<u64, usize> = HashMap::new();
+    let mut all: Vec<Vec<&Record>> = Vec::new();
+    for record in records.iter().filter(|record| record.xid < horizon) {
+        let place = *places.entry(record.xid).or_insert(all.len());
+        match all.get_mut(place) {
+            Some(transaction) => transaction.push(record),
+            None => all.push(vec![record]),
+        }
+    }
+    for transaction in &mut all {
+        transaction.sort_by_key(|record| record.seq);
+    }
+    all.sort_by_key(|transaction| transaction.last().map(|record| record.seq));
+    all.iter().map(|records| transaction(records)).collect()
+}
+
+fn transaction(records: &[&Record]) -> Result<Transaction> {
+    let Some(last) = records.last() else { return Err(garbled("a transaction without rows")) };
+    let changes: Result<Vec<Option<RowChange>>> = records.iter().map(|record| change(record)).collect();
+    Ok(Transaction {
+        end_lsn: Lsn(last.seq.unsigned_abs()),
+        xid: last.xid,
+        commit_time: last.committed.unwrap_or(last.at),
+        changes: changes?.into_iter().flatten().collect(),
+    })
+}
+
+/// `None` for a commit, and for a table that has been renamed to one that we do not read.
+fn change(record: &Record) -> Result<Option<RowChange>> {
+    let Some(table) = record.table.as_deref().and_then(Table::by_name) else { return Ok(None) };
+    let part = |json: &Option<String>| match json {
+        Some(json) => row(table, json),
+        None => Err(garbled("a change without its row")),
+    };
+    let op = match record.op.as_str() {
+        "I" => Op::Insert { new: part(&record.new)? },
+        "U" => {
+            let (old, new) = (part(&record.old)?, part(&record.new)?);
+            let old_key: Option<Key> = Some(key_of(&old)).filter(|key| *key != key_of(&new));
+            Op::Update { old_key, new }
+        }
+        "D" => Op::Delete { key: key_of(&part(&record.old)?) },
+        "T" => Op::Truncate,
+        other => return Err(garbled(&format!("operation {other:?}"))),
+    };
+    Ok(Some(RowChange { table, op }))
+}
+
+fn row(table: Table, json: &str) -> Result<Row> {
+    let values: BTreeMap<&str, &RawValue> =
+        serde_json::from_str(json).map_err(|_| garbled("a row that is no JSON object"))?;
+    let mut texts: Vec<Option<String>> = Vec::with_capacity(table.columns().len());
+    for column in table.columns() {
+        texts.push(match values.get(column.name) {
+            Some(value) => text(column.name, value.get())?,
+            None if column.need == Need::Optional => None,
+            None => {
+                return Err(Error::new(
+                    Kind::DatabaseRefuses,
+                    format!(
+                        "a row of table {} in the outbox has no column {:?}: if Flagsmith dropped it, update flagpost (nothing \
+                         was taken out of the outbox, nothing is lost)",
+                        table.name(),
+                        column.name
+                    ),
+                ));
+            }
+        });
+    }
+    let fields: Vec<Field<'_>> =
+        texts.iter().map(|text| text.as_deref().map_or(Field::Null, Field::Text)).collect();
+    Ok(Row::pack(&fields))
+}
+
+/// A JSON value in PostgreSQL's text form of the column.
+fn text(column: &str, json: &str) -> Result<Option<String>> {
+    Ok(Some(match json {
+        "null" => return Ok(None),
+        "true" => "t".into(),
+        "false" => "f".into(),
+        string if string.starts_with('"') => {
+            let text: String =
+                serde_json::from_str(string).map_err(|_| garbled("a value that is no text"))?;
+            if TIMES.contains(&column) { time(text) } else { text }
+        }
+        number if DOUBLES.contains(&column) => {
+            double(number).ok_or_else(|| garbled("a value that is no number"))?
+        }
+        // Integers. Nothing is reparsed that nobody calculates with.
+        other => other.into(),
+    }))
+}
+
+/// `2026-03-07T13:59:07.04+00:00` → `2026-03-07 13:59:07.04+00`. Infinity stays as it is, and so do years BC.
+fn time(json: String) -> String {
+    match json.split_once('T') {
+        Some((date, rest)) => format!("{date} {}", rest.replacen("+00:00", "+00", 1)),
+        None => json,
+    }
+}
+
+/// A number as `double precision` is written: the shortest digits that give the same value, with an exponent below 1e-4 and
+/// from 1e15 on.
+fn double(number: &str) -> Option<String> {
+    let value: f64 = number.parse().ok()?;
+    let shortest = format!("{value:e}");
+    let (mantissa, exponent) = shortest.split_once('e')?;
+    let exponent: i32 = exponent.parse().ok()?;
+    if (-4..15).contains(&exponent) {
+        return Some(value.to_string());
+    }
+    let sign = if exponent < 0 { '-' } else { '+' };
+    Some(format!("{mantissa}e{sign}{:02}", exponent.unsigned_abs()))
+}
+
+fn garbled(what: &str) -> Error {
+    Error::internal(format!(
+        "the outbox has {what}: nothing was taken out of it; restart flagpost, and report it if it stays"
+    ))
+}
+
+/// Rows hold webhook secrets, so they are never printed.
+impl std::fmt::Debug for Record {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Record({} of {}: {} {:?})", self.seq, self.xid, self.op, self.table)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::schema::segment;
+    use proptest::prelude::*;
+
+    fn record(seq: i64, xid: u64) -> Record {
+        Record {
+            seq,
+            xid,
+            at: Micros(seq * 10),
+            committed: None,
+            op: "T".into(),
+            table: Some("features_feature".into()),
+            old: None,
+            new: None,
+        }
+    }
+
+    fn xids(records: &[Record], horizon: u64) -> Vec<u64> {
+        transactions(records, horizon).unwrap().iter().map(|t| t.xid).collect()
+    }
+
+    #[test]
+    fn the_one_that_wrote_last_comes_last_whichever_began_first() {
+        // 10 began first and ended last.
+        let records = [record(1, 10), record(2, 11), record(3, 12), record(4, 12), record(5, 10)];
+        assert_eq!(xids(&records, 20), [11, 12, 10]);
+        let all = transactions(&records, 20).unwrap();
+        assert_eq!((all[2].end_lsn, all[2].commit_time, all[2].changes.len()), (Lsn(5), Micros(50), 2));
+    }
+
+    #[test]
+    fn nothing_above_the_horizon_is_handed_on() {
+        let records = [record(1, 10), record(2, 11), record(3, 9)];
+        assert_eq!(xids(&records, 11), [10, 9]);
+        assert_eq!(xids(&records, 9), Vec::<u64>::new());
+    }
+
+    #[test]
+    fn the_commits_own_row_gives_the_time_and_is_no_change() {
+        let commit = Record { op: "C".into(), table: None, ..record(7, 10) };
+        let all = transactions(&[record(1, 10), commit.clone()], 11).unwrap();
+        assert_eq!((all[0].commit_time, all[0].changes.len()), (Micros(70), 1));
+        let known = Record { committed: Some(Micros(71)), ..commit };
+        assert_eq!(transactions(&[record(1, 10), known], 11).unwrap()[0].commit_time, Micros(71));
+    }
+
+    #[test]
+    fn a_row_without_a_needed_column_stops_and_one_without_an_optional_column_does_not() {
+        let full = row(Table::Segment, r#"{"id": 3, "name": "a\"b\u00fc", "project_id": 4}"#).unwrap();
+        assert_eq!((full.text(segment::NAME), full.is_null(segment::DELETED_AT)), (Some("a\"bü"), true));
+        let error = row(Table::Segment, r#"{"id": 3, "project_id": 4}"#).unwrap_err();
+        assert!(error.kind() == Kind::DatabaseRefuses && error.to_string().contains("\"name\""), "{error}");
+        assert!(row(Table::Segment, "[]").is_err());
+    }
+
+    #[test]
+    fn an_update_names_the_old_key_only_if_it_was_another() {
+        let update = |old: &str| Record {
+            op: "U".into(),
+            table: Some("tags_tag".into()),
+            old: Some(old.into()),
+            new: Some(r#"{"id": 2, "label": "x"}"#.into()),
+            ..record(1, 1)
+        };
+        let old_key = |old: &str| match change(&update(old)).unwrap().unwrap().op {
+            Op::Update { old_key, .. } => old_key,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(old_key(r#"{"id": 2, "label": "y"}"#), None);
+        assert_eq!(old_key(r#"{"id": 1, "label": "y"}"#), Some(Key::Int(1)));
+    }
+
+    #[test]
+    fn doubles_are_written_as_postgresql_does() {
+        for (json, text) in [
+            ("30", "30"),
+            ("33.3", "33.3"),
+            ("0.0001", "0.0001"),
+            ("0.00001", "1e-05"),
+            ("100000000000000", "100000000000000"),
+            ("1000000000000000", "1e+15"),
+            ("123456789012345680", "1.2345678901234568e+17"),
+            ("-0.5", "-0.5"),
+        ] {
+            assert_eq!(double(json).as_deref(), Some(text));
+        }
+        assert_eq!(double("x"), None);
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_is_in_a_row_nothing_panics(json in ".{0,60}|\\{\"id\": .{0,20}\\}", op in "[IUDTCX]") {
+            let record = Record { op, old: Some(json.clone()), new: Some(json), ..record(1, 1) };
+            transactions(&[record], 2).ok();
+        }
+    }
+}
