@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use flagpost::change::Lsn;
 use flagpost::demo::cluster::{Cluster, find_bindir};
 use flagpost::demo::receiver::Receiver;
-use flagpost::source::{BUDGET, Channels, ConnInfo, Follow, Item, Names, QUEUE, Replication, follow, open};
+use flagpost::source::{BUDGET, Channels, ConnInfo, Feed, Follow, Item, Names, Origin, QUEUE, Replication};
 use support::flagsmith::{self, Schema};
 use support::process::{Daemon, Installation};
 use support::replay::{Pace, Replay, cases};
@@ -144,13 +144,13 @@ async fn our_stream(info: &ConnInfo, slot: &str, from: Lsn, end: Lsn) -> f64 {
         durable: receiver,
         probe: Arc::new(Notify::new()),
     };
-    let what = Follow { info: info.clone(), names, system_id, from };
+    let origin = Origin::Replication(Follow { info: info.clone(), names, system_id, from, until: None });
     let stop = CancellationToken::new();
     let start = Instant::now();
-    let first = open(&what, &channels).await.unwrap();
+    let feed = Feed::open(origin, channels).await.unwrap();
     let task = {
         let stop = stop.clone();
-        tokio::spawn(async move { follow(&what, channels, first, &stop).await })
+        tokio::spawn(async move { feed.follow(&stop).await })
     };
     loop {
         let delivery = items.recv().await.unwrap();

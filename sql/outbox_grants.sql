@@ -1,4 +1,5 @@
--- What a role of its own needs of the outbox: to read it, and to take away what it has read.
+-- What a role of its own needs of the outbox: to read it, to take away what it has read, to note that, and to begin anew.
 GRANT USAGE ON SCHEMA flagpost TO {role};
-GRANT SELECT, DELETE ON flagpost.outbox TO {role};
-GRANT SELECT ON flagpost.failure, flagpost.failures TO {role};
+GRANT SELECT, DELETE, TRUNCATE ON flagpost.outbox TO {role};
+GRANT SELECT, DELETE ON flagpost.failure TO {role};
+GRANT SELECT, UPDATE ON flagpost.reader, flagpost.failures TO {role};

@@ -50,6 +50,14 @@ CREATE TABLE IF NOT EXISTS flagpost.failure (
     message    text NOT NULL
 );
 
+-- Who reads the outbox, and what has been taken out of it: one ledger, so that no two take rows away from each other.
+CREATE TABLE IF NOT EXISTS flagpost.reader (
+    is_only  boolean PRIMARY KEY DEFAULT true CHECK (is_only),
+    ledger   text,
+    consumed pg_snapshot
+);
+INSERT INTO flagpost.reader DEFAULT VALUES ON CONFLICT DO NOTHING;
+
 -- A row in which an API key's id, which ends in the key's hash, is replaced by a digest.
 CREATE OR REPLACE FUNCTION flagpost.digested(r jsonb, key text) RETURNS jsonb
     LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp

@@ -1,9 +1,14 @@
--- What can be read of the outbox: rows of transactions below the horizon $1, a value of pg_snapshot_xmin(pg_current_snapshot())
--- that was asked for before. All of those have ended, so none of their rows can still appear; sequence numbers alone would
--- not tell, since a transaction that commits late has early ones.
+-- The transactions that snapshot $2 sees and snapshot $1 did not, those whose last sequence number is above $3, in the order
+-- of these. All of them have ended, so the same question has the same answer as long as nothing is taken away.
 -- Where the server keeps commit times (track_commit_timestamp) they are exact; else the rows' own times have to do.
+WITH ended AS (
+    SELECT xid, max(seq) AS last FROM flagpost.outbox
+    WHERE xid >= pg_snapshot_xmin($1::text::pg_snapshot) AND NOT pg_visible_in_snapshot(xid, $1::text::pg_snapshot)
+      AND xid < pg_snapshot_xmax($2::text::pg_snapshot) AND pg_visible_in_snapshot(xid, $2::text::pg_snapshot)
+    GROUP BY xid HAVING max(seq) > $3
+)
 SELECT seq, xid::text, (extract(epoch FROM at) * 1000000)::bigint,
        CASE WHEN current_setting('track_commit_timestamp') = 'on'
             THEN (extract(epoch FROM pg_xact_commit_timestamp(xid::xid)) * 1000000)::bigint END,
        op::text, table_name, old_row::text, new_row::text
-FROM flagpost.outbox WHERE xid < $1::text::xid8 ORDER BY seq
+FROM ended JOIN flagpost.outbox USING (xid) ORDER BY last, seq

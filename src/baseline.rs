@@ -12,30 +12,22 @@ use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::ledger::{Identity, Ledger, Write};
 use crate::mirror::{Persist, kept_key};
-use crate::source::{Catalog, Exported, Progress, Replication, adopt, connect, copy_tables, server_clock};
+use crate::source::{Catalog, Progress, View, copy_tables, server_clock};
 
 /// Between two log lines while the mirror fills.
 const LOG_EVERY: Duration = Duration::from_secs(5);
 
-/// Fills `ledger` from the snapshot that was exported on `replication`, and returns it opened anew.
+/// Fills `ledger` with what `view` shows, for the source that `identity` names, and returns it opened anew.
 pub async fn fill(
     config: &Config,
     mut ledger: Ledger,
     catalog: &Catalog,
-    replication: Replication,
-    exported: &Exported,
+    identity: &Identity,
+    view: View,
 ) -> Result<Ledger> {
-    let identity = Identity {
-        system_id: replication.server().system_id.clone(),
-        database: config.database.database.clone(),
-        slot: config.names.slot.clone(),
-    };
-    let client = connect(&config.database).await?;
-    adopt(&client, &config.database, &exported.snapshot).await?;
+    let View { client, position, cursor } = view;
     let clock = server_clock(&client, &config.database).await?;
-    // The snapshot is ours now: the session that exported it may end.
-    drop(replication);
-    ledger.begin_snapshot(&identity)?;
+    ledger.begin_snapshot(identity)?;
     let writer = ledger.start_writer()?;
     let mut display = Display::new();
     let writes = writer.writes.clone();
@@ -52,7 +44,9 @@ pub async fn fill(
     .await;
     display.finish(rows.as_ref().ok().copied());
     if rows.is_ok() {
-        writes.send(Write::Checkpoint(exported.position, clock)).await.map_err(|_| writer_gone())?;
+        for write in cursor.map(Write::Cursor).into_iter().chain([Write::Checkpoint(position, clock)]) {
+            writes.send(write).await.map_err(|_| writer_gone())?;
+        }
     }
     drop((writes, writer.writes));
     let ended = writer.ended.await.map_err(|_| writer_gone())?;

@@ -132,7 +132,7 @@ impl Capture {
         self.clock = Some((delivery.server_time, delivery.received));
         match delivery.item {
             Item::Transaction(transaction, permit) => {
-                let goes_on = self.transaction(transaction, runtime)?;
+                let goes_on = self.transaction(transaction, delivery.cursor, runtime)?;
                 drop(permit);
                 Ok(goes_on)
             }
@@ -145,7 +145,12 @@ impl Capture {
     }
 
     /// False when we were told to stop before the transaction could be taken: it comes again at the next start.
-    fn transaction(&mut self, transaction: Transaction, runtime: &Handle) -> Result<bool> {
+    fn transaction(
+        &mut self,
+        transaction: Transaction,
+        cursor: Option<String>,
+        runtime: &Handle,
+    ) -> Result<bool> {
         let end = transaction.end_lsn;
         let Capture { engine, writer, rows, .. } = self;
         let Some(missing) = rows.missing(engine.mirror(), &transaction, runtime)? else { return Ok(false) };
@@ -153,6 +158,9 @@ impl Capture {
             engine.supply(table, row, &mut |effect| writer.write(effect));
         }
         engine.transaction(transaction, &mut |effect| writer.write(effect));
+        if let Some(cursor) = cursor {
+            writer.send(Write::Cursor(cursor));
+        }
         writer.checkpoint(end, engine.clock());
         self.idle_position = None;
         self.last_checkpoint_at = Instant::now();

@@ -14,7 +14,6 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::baseline;
 use crate::capture::{self, Capture, Rows};
 use crate::change::{Lsn, Micros};
 use crate::config::Config;
@@ -26,15 +25,10 @@ use crate::ledger::{Identity, Ledger, Newsstand, Purpose, Reader, Write};
 use crate::mirror::Mirror;
 use crate::notify::Notifier;
 use crate::ops;
+use crate::prepare::{Prepared, covering, origin, prepare};
 use crate::room::Room;
 use crate::schema::Table;
-use crate::source::{
-    BUDGET, Catalog, Channels, Coverage, Follow, Publication, QUEUE, Replication, Stream, connect, follow,
-    open, server_facts,
-};
-
-/// The name of the slot that lives only while a mirror is filled for a slot that was made before.
-const TEMPORARY_SUFFIX: &str = "_baseline";
+use crate::source::{BUDGET, Catalog, Channels, Coverage, Feed, QUEUE};
 
 /// How long the ledger's writer may take to tell why it ended, after another stage has failed.
 const WRITER_TELLS_WITHIN: Duration = Duration::from_millis(100);
@@ -139,118 +133,10 @@ fn stop_on_signals(stop: &CancellationToken) -> Result<()> {
     Ok(())
 }
 
-/// A ledger with a complete mirror, for a database that has what is needed.
-struct Prepared {
-    ledger: Ledger,
-    identity: Identity,
-    catalog: Catalog,
-}
-
-async fn prepare(config: &Config) -> Result<Prepared> {
-    let client = connect(&config.database).await?;
-    let catalog = Catalog::read(&client, &config.database, &config.names.schema).await?;
-    catalog.require(&config.database)?;
-    require_tags(config, &catalog)?;
-    server_facts(&client, &config.database).await?.require_logical()?;
-    require_publication(config, &client, &catalog).await?;
-    drop(client);
-    // Before the slot: it tells at once whether another daemon runs here.
-    let ledger = Ledger::open(&config.state_dir)?;
-    ledger.require_unbroken()?;
-    let mut replication = Replication::connect(&config.database).await?;
-    let identity = Identity {
-        system_id: replication.server().system_id.clone(),
-        database: config.database.database.clone(),
-        slot: config.names.slot.clone(),
-    };
-    let slot = replication.slot_unread(&config.names.slot).await?;
-    if let Some(slot) = &slot {
-        slot.require(&config.names.slot, &config.database.database)?;
-    }
-    if ledger.checkpoint()?.is_some() {
-        require_identity(config, ledger.identity()?, &identity)?;
-        return Ok(Prepared { ledger, identity, catalog });
-    }
-    let name = &config.names.slot;
-    let exported = if slot.is_none() {
-        info!(slot = name, "making the replication slot: this waits for transactions that are open now");
-        replication.create_slot(name, false).await?
-    } else {
-        // The slot was made without us: a second one, for a moment, gives the snapshot. What changed before it is the
-        // baseline and not sent.
-        info!(slot = name, "the slot is there and the mirror is not: what changed until now is not sent");
-        replication.create_slot(&format!("{name}{TEMPORARY_SUFFIX}"), true).await?
-    };
-    let ledger = baseline::fill(config, ledger, &catalog, replication, &exported).await?;
-    Ok(Prepared { ledger, identity, catalog })
-}
-
-/// Endpoints that ask for tags would never be sent anything by a Flagsmith that has none.
-pub fn require_tags(config: &Config, catalog: &Catalog) -> Result<()> {
-    let lacking = catalog.lacking(&[Table::Tag, Table::FeatureTag]);
-    let asking = config.subscriptions.iter().find(|subscription| subscription.asks_for_tags());
-    let Some(asking) = asking.filter(|_| !lacking.is_empty()) else { return Ok(()) };
-    Err(Error::new(
-        Kind::DatabaseRefuses,
-        format!(
-            "webhooks.endpoint {:?} asks for tags, and this Flagsmith has none (the database lacks {}): nothing would be sent; \
-             remove tags from the entry, or update Flagsmith",
-            asking.name.as_str(),
-            lacking.join(", ")
-        ),
-    ))
-}
-
-async fn require_publication(
-    config: &Config,
-    client: &tokio_postgres::Client,
-    catalog: &Catalog,
-) -> Result<()> {
-    let name = &config.names.publication;
-    let Some(publication) = Publication::read(client, &config.database, catalog, name).await? else {
-        return Err(Error::new(
-            Kind::DatabaseRefuses,
-            format!("publication {name:?} does not exist: run \"flagpost setup\""),
-        ));
-    };
-    let missing = publication.missing(catalog);
-    if missing.is_empty() && publication.all_operations {
-        return Ok(());
-    }
-    let what = if missing.is_empty() { "some operations".to_owned() } else { missing.join(", ") };
-    Err(Error::new(
-        Kind::DatabaseRefuses,
-        format!(
-            "publication {name:?} does not publish {what}: run \"flagpost setup\" to bring it up to date"
-        ),
-    ))
-}
-
-fn require_identity(config: &Config, found: Option<Identity>, expected: &Identity) -> Result<()> {
-    if found.as_ref() == Some(expected) {
-        return Ok(());
-    }
-    let found = found.map_or_else(
-        || "an unknown database".to_owned(),
-        |id| format!("cluster {}, database {:?}, slot {:?}", id.system_id, id.database, id.slot),
-    );
-    Err(Error::new(
-        Kind::LedgerMismatch,
-        format!(
-            "the ledger in {} belongs to {found}, not to cluster {}, database {:?}, slot {:?}: correct database.url, \
-             source.slot or state.dir, or begin anew with \"flagpost setup --resnapshot\"",
-            config.state_dir.display(),
-            expected.system_id,
-            expected.database,
-            expected.slot
-        ),
-    ))
-}
-
 struct Running {
     summary: String,
     stop: CancellationToken,
-    stream: JoinHandle<Result<Option<Stream>>>,
+    source: JoinHandle<Result<Option<Feed>>>,
     capture: oneshot::Receiver<Result<()>>,
     consumer: JoinHandle<Result<()>>,
     coverage: JoinHandle<Result<Coverage>>,
@@ -310,6 +196,7 @@ where
     let Prepared { ledger, identity, catalog } = prepared;
     let checkpoint = ledger.checkpoint()?.unwrap_or_default();
     let before = ledger.purpose()?;
+    let origin = origin(config, &ledger, &identity)?;
     let mut engine = load_engine(config, &ledger, &catalog, &identity, routing(config, before))?;
     let endpoints = [Table::EnvironmentWebhook, Table::OrganisationWebhook]
         .map(|table| engine.mirror().count(table))
@@ -323,7 +210,7 @@ where
     let (out, items) = mpsc::channel(QUEUE);
     // What is durable may be confirmed once the publication has been seen whole.
     let (confirmable, confirmable_receiver) = watch::channel(checkpoint);
-    let coverage = Coverage::new(config.database.clone(), catalog.clone(), config.names.publication.clone());
+    let coverage = Coverage::new(config.database.clone(), catalog.clone(), covering(config));
     let durable = writer.durable.clone();
     let channels = Channels {
         out,
@@ -331,13 +218,8 @@ where
         durable: confirmable_receiver,
         probe: Arc::new(Notify::new()),
     };
-    let what = Follow {
-        info: config.database.clone(),
-        names: config.names.clone(),
-        system_id: identity.system_id,
-        from: checkpoint,
-    };
-    let first = open(&what, &channels).await?;
+    let probe = Arc::clone(&channels.probe);
+    let feed = Feed::open(origin, channels).await?;
     let after = routing(config, purpose);
     let default_format = after.formats.default;
     if before != purpose {
@@ -369,7 +251,7 @@ where
         checkpoint,
         items,
         writer.writes,
-        Arc::clone(&channels.probe),
+        probe,
         Rows::new(config.database.clone(), catalog, stop.clone()),
         default_format,
     );
@@ -383,12 +265,12 @@ where
     let coverage =
         tokio::spawn(watch_coverage(coverage, durable.clone(), confirmable.clone(), recorder, stop.clone()));
     let stop_reading = stop.clone();
-    let stream = tokio::spawn(async move { follow(&what, channels, first, &stop_reading).await });
+    let source = tokio::spawn(async move { feed.follow(&stop_reading).await });
     let positions = Positions { durable, confirmable };
     Ok(Running {
         summary,
         stop,
-        stream,
+        source,
         capture,
         consumer,
         coverage,
@@ -513,9 +395,9 @@ impl Running {
 
     /// After a failure: what still runs ends on its own, calls in flight first; what does not is cut off.
     async fn take_down(&mut self) {
-        let Running { stream, consumer, coverage, housekeeper, notifier, .. } = self;
+        let Running { source, consumer, coverage, housekeeper, notifier, .. } = self;
         end(consumer).await;
-        end(stream).await;
+        end(source).await;
         end(coverage).await;
         end(housekeeper).await;
         end(notifier).await;
@@ -524,13 +406,13 @@ impl Running {
     /// The error of the stage that failed. A stage that ends without one does so because its neighbour is gone, and the
     /// neighbour tells why.
     async fn failure(&mut self) -> Error {
-        let Running { stream, capture, consumer, coverage, housekeeper, notifier, writer_ended, .. } = self;
+        let Running { source, capture, consumer, coverage, housekeeper, notifier, writer_ended, .. } = self;
         let mut writer = pin!(async { error_of(flatten(writer_ended.await, "the ledger's writer")).await });
         let error = tokio::select! {
             biased;
             error = &mut writer => return error,
             error = async { error_of(coverage.await.map_err(|e| panicked("the coverage watch", &e)).flatten()).await } => error,
-            error = async { error_of(stream.await.map_err(|e| panicked("the stream", &e)).flatten()).await } => error,
+            error = async { error_of(source.await.map_err(|e| panicked("the source", &e)).flatten()).await } => error,
             error = async { error_of(flatten(capture.await, "the capture thread")).await } => error,
             error = async { error_of(consumer.await.map_err(|e| panicked("the dispatcher", &e)).flatten()).await } => error,
             error = async { error_of(notifier.await.map_err(|e| panicked("the notifier", &e)).flatten()).await } => error,
@@ -541,7 +423,7 @@ impl Running {
     }
 
     async fn stop(self) -> Result<()> {
-        let stream = self.stream.await.map_err(|e| panicked("the stream", &e)).flatten()?;
+        let source = self.source.await.map_err(|e| panicked("the source", &e)).flatten()?;
         flatten(self.capture.await, "the capture thread")?;
         self.consumer.await.map_err(|e| panicked("the dispatcher", &e)).flatten()?;
         self.notifier.await.map_err(|e| panicked("the notifier", &e)).flatten()?;
@@ -553,8 +435,8 @@ impl Running {
         if coverage.is_whole().await {
             confirmable.send_replace(*durable.borrow());
         }
-        match stream {
-            Some(stream) => stream.finish().await,
+        match source {
+            Some(source) => source.finish().await,
             None => warn!("stopped without a connection: the last position is confirmed at the next start"),
         }
         info!("stopped");

@@ -17,6 +17,7 @@ pub mod ledger;
 pub mod mirror;
 pub mod notify;
 pub mod ops;
+pub mod prepare;
 pub mod room;
 pub mod schema;
 pub mod shadow;

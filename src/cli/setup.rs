@@ -1,27 +1,28 @@
-//! `flagpost setup`: makes the publication and the slot, fills the mirror from the slot's snapshot, and shows the SQL.
+//! `flagpost setup`: makes what the source needs, fills the mirror from a snapshot, and shows the SQL.
 
-use clap::Args;
+mod outbox;
+mod replication;
+
+use clap::{Args, ValueEnum};
 use tokio_postgres::Client;
 
-use crate::baseline;
-use crate::config::Config;
+use crate::config::{Config, Mode};
 use crate::error::{Error, Kind, Result};
-use crate::ledger::Ledger;
-use crate::source::{
-    Catalog, Publication, Replication, Step, connect, grant_steps, publication_steps, server_facts,
-    slot_step, sql_error, unusable_identities,
-};
+use crate::source::{Catalog, Step, connect, sql_error};
 
 /// What was typed.
 #[derive(Debug, Args)]
 pub(super) struct Options {
+    /// Where changes are to be read from; as source.mode, which it overrides here
+    #[arg(long)]
+    mode: Option<ModeName>,
     /// Only print the SQL, for a DBA to read and run
     #[arg(long)]
     print: bool,
     /// With --print: also the SQL that makes a role for the daemon
     #[arg(long, value_name = "ROLE")]
     role: Option<String>,
-    /// Begin anew: drop the slot, make another, fill the mirror again. What was not captured until now is not sent
+    /// Begin anew: take another snapshot, fill the mirror again. What was not captured until now is not sent
     #[arg(long)]
     resnapshot: bool,
     /// Do not fill the mirror: the first `run` does
@@ -29,86 +30,40 @@ pub(super) struct Options {
     no_mirror: bool,
 }
 
+/// The values of source.mode.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(super) enum ModeName {
+    /// Logical replication
+    Replication,
+    /// Triggers that write to a table
+    Outbox,
+}
+
+impl From<ModeName> for Mode {
+    fn from(name: ModeName) -> Mode {
+        match name {
+            ModeName::Replication => Mode::Replication,
+            ModeName::Outbox => Mode::Outbox,
+        }
+    }
+}
+
 pub(super) async fn setup(config: &Config, options: &Options) -> Result<u8> {
+    let mode = options.mode.map_or(config.mode, Mode::from);
     let client = connect(&config.database).await?;
     let catalog = Catalog::read(&client, &config.database, &config.names.schema).await?;
     catalog.require(&config.database)?;
-    require_identities(config, &client, &catalog).await?;
-    let existing = Publication::read(&client, &config.database, &catalog, &config.names.publication).await?;
-    let mut steps = publication_steps(&catalog, &config.names, existing.as_ref());
-    if options.print {
-        let slot = Replication::connect(&config.database).await.ok();
-        let has_slot = match slot {
-            Some(mut replication) => replication.slot(&config.names.slot).await?.is_some(),
-            None => false,
-        };
-        if !has_slot || options.resnapshot {
-            steps.push(slot_step(&config.names));
-        }
-        if let Some(role) = &options.role {
-            steps.push(grant_steps(&catalog, &config.database, role));
-        }
-        if steps.is_empty() {
-            say!("-- publication and slot are as they must be: nothing to do");
-        }
-        steps.iter().for_each(show);
-        return Ok(0);
+    match mode {
+        Mode::Replication => replication::setup(config, options, client, &catalog).await?,
+        Mode::Outbox => outbox::setup(config, options, &client, &catalog).await?,
     }
-    require_resnapshot_for_missed(config, options, existing.as_ref(), &catalog)?;
-    // Before anything is changed: can we stream at all?
-    server_facts(&client, &config.database).await?.require_logical()?;
-    let replication = Replication::connect(&config.database).await?;
-    for step in &steps {
-        run_step(config, &client, step).await?;
+    if !options.print {
+        if mode != config.mode {
+            say!("now set source.mode = \"{}\" in the configuration", mode.name());
+        }
+        say!("done: start it with \"flagpost run\", and set DISABLE_WEBHOOKS=true in Flagsmith's environment");
     }
-    if steps.is_empty() {
-        say!("publication {:?} is as it must be", config.names.publication);
-    }
-    drop(client);
-    prepare_slot(config, options, &catalog, replication).await?;
-    say!("done: start it with \"flagpost run\", and set DISABLE_WEBHOOKS=true in Flagsmith's environment");
     Ok(0)
-}
-
-/// A publication of tables without a usable replica identity would make the server refuse Flagsmith's own changes.
-async fn require_identities(config: &Config, client: &Client, catalog: &Catalog) -> Result<()> {
-    let unusable = unusable_identities(client, &config.database, catalog).await?;
-    let Some(first) = unusable.first() else { return Ok(()) };
-    let mends: Vec<&str> = unusable.iter().map(|identity| identity.mend.as_str()).collect();
-    Err(Error::new(
-        Kind::DatabaseRefuses,
-        format!(
-            "table {} cannot be published ({}): its changes would be refused by the server; run {}",
-            first.table.name(),
-            first.why,
-            mends.join(" ")
-        ),
-    ))
-}
-
-/// What was not published was not streamed: a filled mirror has missed it, and only a new one is right.
-fn require_resnapshot_for_missed(
-    config: &Config,
-    options: &Options,
-    existing: Option<&Publication>,
-    catalog: &Catalog,
-) -> Result<()> {
-    let missing = existing.map(|publication| publication.missing(catalog)).unwrap_or_default();
-    if options.resnapshot || missing.is_empty() || !Ledger::exists(&config.state_dir) {
-        return Ok(());
-    }
-    if Ledger::open(&config.state_dir)?.checkpoint()?.is_none() {
-        return Ok(());
-    }
-    Err(Error::new(
-        Kind::SlotLost,
-        format!(
-            "publication {:?} does not publish {}, so the stream has missed what changed there: run \"flagpost setup \
-             --resnapshot\", which mends the publication and fills the mirror again",
-            config.names.publication,
-            missing.join(", ")
-        ),
-    ))
 }
 
 fn show(step: &Step) {
@@ -128,58 +83,4 @@ async fn run_step(config: &Config, client: &Client, step: &Step) -> Result<()> {
         }
         error
     })
-}
-
-async fn prepare_slot(
-    config: &Config,
-    options: &Options,
-    catalog: &Catalog,
-    mut replication: Replication,
-) -> Result<()> {
-    let name = &config.names.slot;
-    let existing = replication.slot(name).await?;
-    if let Some(slot) = &existing {
-        let is_usable = slot.require(name, &config.database.database);
-        if !options.resnapshot {
-            is_usable?;
-            say!("replication slot {name:?} is there");
-            return Ok(());
-        }
-        if slot.plugin != crate::source::PLUGIN || slot.database != config.database.database {
-            return is_usable;
-        }
-    }
-    // The ledger is opened first: it tells whether a daemon is running, and no slot is made that could not be used.
-    let ledger = if options.no_mirror { None } else { Some(Ledger::open(&config.state_dir)?) };
-    if let (Some(ledger), None) = (&ledger, &existing)
-        && ledger.checkpoint()?.is_some()
-        && !options.resnapshot
-    {
-        return Err(Error::new(
-            Kind::SlotLost,
-            format!(
-                "the ledger in {} has been filled before, and its slot {name:?} is gone: run \"flagpost setup --resnapshot\" \
-                 to begin anew (what changed in between is not sent)",
-                config.state_dir.display()
-            ),
-        ));
-    }
-    if existing.is_some() {
-        say!("DROP_REPLICATION_SLOT \"{name}\";  -- over the replication connection");
-        replication.drop_slot(name).await?;
-    }
-    say!(
-        "CREATE_REPLICATION_SLOT \"{name}\" LOGICAL pgoutput EXPORT_SNAPSHOT;  -- over the replication connection"
-    );
-    let exported = replication.create_slot(name, false).await?;
-    let Some(ledger) = ledger else { return Ok(()) };
-    if let Err(error) = baseline::fill(config, ledger, catalog, replication, &exported).await {
-        // A slot without a mirror would only hold the server's log back.
-        if let Ok(mut replication) = Replication::connect(&config.database).await {
-            replication.drop_slot(name).await.ok();
-        }
-        return Err(error);
-    }
-    say!("the mirror is in {}, at {}", config.state_dir.display(), exported.position);
-    Ok(())
 }

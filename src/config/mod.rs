@@ -23,7 +23,7 @@ use crate::error::{Error, Result};
 use crate::event::{EndpointKey, Formats, Routing, Settle, Subscription};
 use crate::ledger::Retention;
 use crate::notify::Settings as NotifySettings;
-use crate::source::{ConnInfo, Host, Names};
+use crate::source::{ConnInfo, Host, Names, Outbox};
 
 /// Where the file is looked for when `--config` names none.
 pub const DEFAULT_FILE: &str = "/etc/flagpost/flagpost.toml";
@@ -35,6 +35,18 @@ const PASSWORD_CREDENTIAL: &str = "database-password";
 pub enum Mode {
     /// Logical replication.
     Replication,
+    /// Triggers that write to an outbox.
+    Outbox,
+}
+
+impl Mode {
+    /// The value of `source.mode`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Mode::Replication => "replication",
+            Mode::Outbox => "outbox",
+        }
+    }
 }
 
 /// How log lines are written.
@@ -53,6 +65,10 @@ pub struct Config {
     pub database: ConnInfo,
     /// Where changes are read from.
     pub mode: Mode,
+    /// The outbox, where changes are read from it.
+    pub outbox: Outbox,
+    /// Between two looks at the outbox when nothing is notified.
+    pub poll: Duration,
     /// The replication slot, the publication, and the schema of Flagsmith's tables.
     pub names: Names,
     /// How changes are grouped into events.
@@ -169,6 +185,11 @@ fn check(
     let mut config = Config {
         database: ConnInfo::parse(url.expose_secret(), password)?,
         mode: mode(raw.source.mode.as_deref())?,
+        outbox: Outbox {
+            cap: bytes("source.outbox_max_size", raw.source.outbox_max_size, Outbox::default().cap)?,
+            ..Outbox::default()
+        },
+        poll: duration("source.outbox_poll", raw.source.outbox_poll, Duration::from_secs(1))?,
         names: Names {
             slot: name("source.slot", raw.source.slot)?,
             publication: name("source.publication", raw.source.publication)?,
@@ -251,9 +272,7 @@ fn trust(file: Option<&str>) -> Result<Trust> {
 fn mode(text: Option<&str>) -> Result<Mode> {
     match text {
         None | Some("replication") => Ok(Mode::Replication),
-        Some("outbox") => Err(Error::config(
-            "source.mode \"outbox\" is not built yet: use \"replication\" (needs wal_level = logical)",
-        )),
+        Some("outbox") => Ok(Mode::Outbox),
         Some(other) => {
             Err(Error::config(format!("source.mode is {other:?}: use \"replication\" or \"outbox\"")))
         }

@@ -36,6 +36,8 @@ pub(super) struct Source {
     pub(super) slot: Option<String>,
     pub(super) publication: Option<String>,
     pub(super) schema: Option<String>,
+    pub(super) outbox_max_size: Option<String>,
+    pub(super) outbox_poll: Option<String>,
     pub(super) settle: Option<String>,
     pub(super) settle_max: Option<String>,
 }
@@ -171,6 +173,8 @@ pub(super) const KEYS: &[(&str, &str)] = &[
     ("source", "slot"),
     ("source", "publication"),
     ("source", "schema"),
+    ("source", "outbox_max_size"),
+    ("source", "outbox_poll"),
     ("source", "settle"),
     ("source", "settle_max"),
     ("state", "dir"),

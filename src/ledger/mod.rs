@@ -62,7 +62,7 @@ pub struct Identity {
     pub system_id: String,
     /// The database's name.
     pub database: String,
-    /// The replication slot that the checkpoint is a position of.
+    /// What the checkpoint is a position of: the replication slot, or the outbox by its reader's name.
     pub slot: String,
 }
 
@@ -134,6 +134,11 @@ impl Ledger {
         Ok(self.meta("checkpoint")?.and_then(|text| text.parse().ok()))
     }
 
+    /// Where the source goes on, if the checkpoint alone does not tell (see [`Write::Cursor`]).
+    pub fn cursor(&self) -> Result<Option<String>> {
+        self.meta("cursor")
+    }
+
     /// `Err` when changes are known to have been missed (see [`Write::Broken`]).
     pub fn require_unbroken(&self) -> Result<()> {
         match self.meta("broken")? {
@@ -177,7 +182,7 @@ impl Ledger {
         let transaction = self.connection.transaction().map_err(|e| schema::unusable(&self.path, e))?;
         let clear = || -> rusqlite::Result<()> {
             transaction.execute_batch(
-                "DELETE FROM mirror; DELETE FROM open_group; DELETE FROM meta WHERE key IN ('checkpoint', 'clock', 'broken');",
+                "DELETE FROM mirror; DELETE FROM open_group; DELETE FROM meta WHERE key IN ('checkpoint', 'clock', 'broken', 'cursor');",
             )?;
             let columns = columns_fingerprint();
             for (key, value) in [

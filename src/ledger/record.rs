@@ -94,6 +94,8 @@ pub enum Write {
     /// Everything up to this position has been written before, and everything that was due until this moment of the stream's
     /// clock.
     Checkpoint(Lsn, Micros),
+    /// Where the source goes on after a restart, if the next [`Write::Checkpoint`]'s position alone does not tell.
+    Cursor(String),
     /// The outcome of an attempt.
     Outcome(Outcome),
     /// Deliveries that have become too old while nothing could be sent to their endpoint: dead letters.

@@ -208,6 +208,7 @@ impl Writer {
                 self.drop_queue(endpoint)?;
             }
             Write::Checkpoint(..) => {}
+            Write::Cursor(cursor) => self.put_meta("cursor", &cursor)?,
             Write::Purpose(purpose, recorded) => {
                 self.purpose = purpose;
                 self.answers.push(recorded);

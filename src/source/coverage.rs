@@ -1,8 +1,9 @@
-//! Watching that the publication still covers what it covered: a column that is dropped with CASCADE (as Django's migrations
-//! do) takes its table out of a publication with a column list, without a word in the stream.
+//! Watching that the source still covers what it covered. A column that is dropped with CASCADE (as Django's migrations do)
+//! takes its table out of a publication with a column list, without a word in the stream; and triggers can be dropped and
+//! disabled.
 //!
-//! Invariant: only a position at which the publication was seen whole *after* it had become durable is confirmed. So what
-//! changed after a table left is never confirmed, and the daemon stops with the reason instead of missing changes silently.
+//! Invariant: only a position at which everything was seen whole *after* it had become durable is confirmed. So what changed
+//! after a table left is never confirmed, and the daemon stops with the reason instead of missing changes silently.
 
 use std::time::Duration;
 
@@ -13,6 +14,7 @@ use tracing::warn;
 
 use super::catalog::Catalog;
 use super::conn_info::ConnInfo;
+use super::outbox::Outbox;
 use super::publication::Publication;
 use super::sql::connect;
 use crate::change::Lsn;
@@ -26,21 +28,30 @@ const LOOK_WHEN_QUIET: Duration = Duration::from_secs(10);
 const FIRST_RETRY: Duration = Duration::from_secs(1);
 const LAST_RETRY: Duration = Duration::from_secs(30);
 
+/// What must cover all that the database has and flagpost reads.
+#[derive(Debug, Clone)]
+pub enum Covering {
+    /// The publication of this name.
+    Publication(String),
+    /// The outbox's triggers.
+    Outbox(Outbox),
+}
+
 /// See the module's documentation.
 pub struct Coverage {
     info: ConnInfo,
     catalog: Catalog,
-    name: String,
+    covering: Covering,
     client: Option<Client>,
 }
 
 impl Coverage {
-    /// Watches the publication `name`, which must cover all of `catalog`.
-    pub fn new(info: ConnInfo, catalog: Catalog, name: String) -> Coverage {
-        Coverage { info, catalog, name, client: None }
+    /// Watches that all of `catalog` is covered.
+    pub fn new(info: ConnInfo, catalog: Catalog, covering: Covering) -> Coverage {
+        Coverage { info, catalog, covering, client: None }
     }
 
-    /// Moves `confirmable` behind `durable` until `stop`, then once more. `Err` when the publication has lost something.
+    /// Moves `confirmable` behind `durable` until `stop`, then once more. `Err` when something is covered no more.
     pub async fn watch(
         mut self,
         mut durable: watch::Receiver<Lsn>,
@@ -58,7 +69,7 @@ impl Coverage {
                 }
                 Err(error) if error.kind().policy() == Policy::Stop => return Err(error),
                 Err(error) => {
-                    warn!(%error, "the publication cannot be looked at: nothing is confirmed until it can");
+                    warn!(%error, "whether the source still has everything cannot be told: nothing is confirmed until it can");
                     let wait = retry;
                     retry = (retry * 2).min(LAST_RETRY);
                     wait
@@ -87,23 +98,39 @@ impl Coverage {
             Some(client) => client,
             None => connect(&self.info).await?,
         };
-        let publication = Publication::read(&client, &self.info, &self.catalog, &self.name).await;
+        let missing = self.missing(&client).await;
         self.client = Some(client);
-        let missing = match publication? {
-            Some(publication) => publication.missing(&self.catalog),
-            None => vec![format!("the publication {:?} itself", self.name)],
-        };
+        let missing = missing?;
         if missing.is_empty() {
             return Ok(());
         }
+        let missing = missing.join(", ");
         Err(Error::new(
             Kind::SlotLost,
-            format!(
-                "publication {:?} has lost {} while we were reading (a migration that dropped a column does that): what \
-                 changed there since is not in the stream and was not confirmed; run \"flagpost setup --resnapshot\"",
-                self.name,
-                missing.join(", ")
-            ),
+            match &self.covering {
+                Covering::Publication(name) => format!(
+                    "publication {name:?} has lost {missing} while we were reading (a migration that dropped a column does \
+                     that): what changed there since is not in the stream and was not confirmed; run \"flagpost setup \
+                     --resnapshot\""
+                ),
+                Covering::Outbox(_) => format!(
+                    "the outbox has lost {missing} while we were reading: what changed there since is not in it; run \"flagpost \
+                     setup --resnapshot\""
+                ),
+            },
         ))
+    }
+
+    async fn missing(&self, client: &Client) -> Result<Vec<String>> {
+        match &self.covering {
+            Covering::Publication(name) => {
+                let publication = Publication::read(client, &self.info, &self.catalog, name).await?;
+                Ok(match publication {
+                    Some(publication) => publication.missing(&self.catalog),
+                    None => vec![format!("the publication {name:?} itself")],
+                })
+            }
+            Covering::Outbox(outbox) => outbox.losses(client, &self.info, &self.catalog).await,
+        }
     }
 }

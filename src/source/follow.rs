@@ -1,24 +1,17 @@
-//! Following the stream through broken connections: connect, check that the slot is the one we know, stream, and again.
+//! Opening the stream, and opening it again: connect, check that the slot is the one we know, stream.
 //!
 //! Invariants: the stream goes on after the last transaction that was handed on; a slot that somebody else moved, that the
 //! server has given up, or that belongs to another cluster stops the daemon instead of skipping changes (PITFALLS 5).
 
-use std::time::Duration;
-
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
 
 use super::conn_info::ConnInfo;
 use super::replication::{Names, Replication};
 use super::stream::{Channels, Stream};
 use crate::change::Lsn;
-use crate::error::{Error, Kind, Policy, Result};
+use crate::error::{Error, Kind, Result};
 
-/// Between two tries to connect: doubled from the first to the last.
-const FIRST_WAIT: Duration = Duration::from_millis(200);
-const LAST_WAIT: Duration = Duration::from_secs(15);
-
-/// What to follow.
+/// The stream that is to be followed.
 #[derive(Debug, Clone)]
 pub struct Follow {
     /// The database.
@@ -29,61 +22,54 @@ pub struct Follow {
     pub system_id: String,
     /// Where to begin: the ledger's checkpoint.
     pub from: Lsn,
+    /// Where to end; `None` for never.
+    pub until: Option<Lsn>,
 }
 
-/// Opens the stream; the first time every error is final.
-pub async fn open(follow: &Follow, channels: &Channels) -> Result<Stream> {
-    try_open(follow, follow.from, channels).await
-}
-
-/// Streams until `stop`, connecting again whenever the connection breaks. Returns the stream, if one is open, so that the
-/// last confirmation can be sent over it.
-pub async fn follow(
-    follow: &Follow,
+/// A stream that can be opened again.
+pub struct Following {
+    follow: Follow,
     channels: Channels,
-    first: Stream,
-    stop: &CancellationToken,
-) -> Result<Option<Stream>> {
-    let mut stream = first;
-    loop {
-        let error = match stream.run(stop).await {
-            Ok(()) => {
-                stream.hand_on_no_more();
-                return Ok(Some(stream));
-            }
-            Err(error) => error,
-        };
-        give_up_or_warn(&error, FIRST_WAIT)?;
-        let from = stream.handed_on();
-        drop(stream);
-        let mut wait = FIRST_WAIT;
-        stream = loop {
-            tokio::select! {
-                () = tokio::time::sleep(wait) => {}
-                () = stop.cancelled() => return Ok(None),
-            }
-            tokio::select! {
-                result = try_open(follow, from, &channels) => match result {
-                    Ok(stream) => break stream,
-                    Err(error) => {
-                        wait = (wait * 2).min(LAST_WAIT);
-                        give_up_or_warn(&error, wait)?;
-                    }
-                },
-                () = stop.cancelled() => return Ok(None),
-            }
-        };
-        info!(position = %from, "the stream is open again");
-    }
+    stream: Option<Stream>,
 }
 
-fn give_up_or_warn(error: &Error, wait: Duration) -> Result<()> {
-    match error.kind().policy() {
-        Policy::Stop => Err(Error::new(error.kind(), error.to_string())),
-        Policy::Retry => {
-            let retry_in_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
-            warn!(%error, retry_in_ms, "the stream is down: connecting again");
-            Ok(())
+impl Following {
+    /// Opens the stream.
+    pub async fn open(follow: Follow, channels: Channels) -> Result<Following> {
+        let stream = try_open(&follow, follow.from, &channels).await?;
+        Ok(Following { follow, channels, stream: Some(stream) })
+    }
+
+    /// See [`Stream::run`].
+    pub async fn run(&mut self, stop: &CancellationToken) -> Result<()> {
+        match &mut self.stream {
+            Some(stream) => stream.run(stop).await,
+            None => Err(Error::new(Kind::DatabaseUnreachable, "the stream is not open")),
+        }
+    }
+
+    /// Opens the stream again where it broke.
+    pub async fn reopen(&mut self) -> Result<()> {
+        // The slot is not free before the session has ended.
+        if let Some(broken) = self.stream.take() {
+            self.follow.from = broken.handed_on();
+        }
+        self.stream = Some(try_open(&self.follow, self.follow.from, &self.channels).await?);
+        Ok(())
+    }
+
+    /// See [`Stream::hand_on_no_more`].
+    pub fn hand_on_no_more(&mut self) {
+        self.channels.out = tokio::sync::mpsc::channel(1).0;
+        if let Some(stream) = &mut self.stream {
+            stream.hand_on_no_more();
+        }
+    }
+
+    /// See [`Stream::finish`].
+    pub async fn finish(self) {
+        if let Some(stream) = self.stream {
+            stream.finish().await;
         }
     }
 }
@@ -132,5 +118,5 @@ async fn try_open(follow: &Follow, from: Lsn, channels: &Channels) -> Result<Str
             ),
         ));
     }
-    Stream::start(replication, &follow.names, from, channels.clone()).await
+    Stream::start(replication, &follow.names, from, follow.until, channels.clone()).await
 }

@@ -1,13 +1,14 @@
-//! The source: PostgreSQL in, [`Transaction`](crate::change::Transaction)s out. It knows the protocol, slots and
-//! publications; it knows nothing of flags.
+//! The source: PostgreSQL in, [`Transaction`](crate::change::Transaction)s out. It knows the protocol, slots, publications
+//! and the outbox; it knows nothing of flags.
 //!
-//! Codec ([`pgoutput`]) apart from stream ([`Stream`]) apart from runtime ([`follow`]). Only the stream confirms a position,
-//! and only what [`Channels::durable`] says.
+//! Codec ([`pgoutput`]) apart from stream ([`Stream`]) apart from runtime ([`Feed`]). Only stream and outbox reader tell the
+//! server what it need not keep, and only what [`Channels::durable`] says.
 
 mod assemble;
 mod catalog;
 mod conn_info;
 mod coverage;
+mod feed;
 mod follow;
 mod observe;
 mod outbox;
@@ -24,17 +25,21 @@ mod wire;
 pub use catalog::Catalog;
 pub(crate) use catalog::quoted;
 pub use conn_info::{ConnInfo, Host, SslMode};
-pub use coverage::Coverage;
-pub use follow::{Follow, follow, open};
+pub use coverage::{Coverage, Covering};
+pub use feed::{Feed, Origin};
+pub use follow::Follow;
 pub use observe::{
     Identity, Listener, Quota, ServerFacts, SlotFacts, has_publication, listeners, server_facts, slot_facts,
-    unreadable_tables, unusable_identities,
+    system_id, unreadable_tables, unusable_identities,
 };
-pub use outbox::{Outbox, Record, transactions};
+pub use outbox::{
+    Assembler, Finding, Outbox, Place, Reading, Record, Snapshot, claim_outbox, current_snapshot, forget_failures,
+    has_outbox,    outbox_reader, outbox_view, reader_name, reader_of,
+};
 pub use publication::{
-    Publication, Step, grant_steps, publication_steps, read_grants, slot_step, uninstall_step,
+    Publication, Step, grant_steps, publication_steps, read_grants, read_role_steps, slot_step, uninstall_step,
 };
 pub use replication::{Exported, Names, PLUGIN, Replication, Server, SlotState};
-pub use snapshot::{Progress, adopt, copy_tables, fetch, server_clock};
+pub use snapshot::{Progress, View, adopt, copy_tables, exported_view, fetch, server_clock};
 pub use sql::{connect, sql_error};
 pub use stream::{BUDGET, Channels, Delivery, Item, QUEUE, Stream};

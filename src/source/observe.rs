@@ -101,6 +101,16 @@ pub async fn server_facts(client: &Client, info: &ConnInfo) -> Result<ServerFact
     })
 }
 
+/// The cluster's system identifier (PostgreSQL manual, `pg_control_system`): what `IDENTIFY_SYSTEM` tells a replication
+/// session, for ordinary ones.
+pub async fn system_id(client: &Client, info: &ConnInfo) -> Result<String> {
+    client
+        .query_typed_one("SELECT system_identifier::text FROM pg_control_system()", &[])
+        .await
+        .map(|row| row.get(0))
+        .map_err(|e| sql_error(info, "asking which server this is", &e))
+}
+
 /// The slot's condition.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SlotFacts {

@@ -18,6 +18,7 @@ const CREATE: &str = include_str!("../../sql/publication_create.sql");
 const CHANGE: &str = include_str!("../../sql/publication_change.sql");
 const SLOT: &str = include_str!("../../sql/slot_create.sql");
 const GRANTS: &str = include_str!("../../sql/grants.sql");
+const READ_ROLE: &str = include_str!("../../sql/grants_outbox.sql");
 const UNINSTALL: &str = include_str!("../../sql/uninstall.sql");
 
 /// A publication as it is.
@@ -161,8 +162,17 @@ pub fn slot_step(names: &Names) -> Step {
 
 /// The statements that make a role which may run the daemon.
 pub fn grant_steps(catalog: &Catalog, info: &ConnInfo, role: &str) -> Step {
+    role_step(GRANTS, catalog, info, role)
+}
+
+/// The statements that make a role which may read the tables, and need not stream.
+pub fn read_role_steps(catalog: &Catalog, info: &ConnInfo, role: &str) -> Step {
+    role_step(READ_ROLE, catalog, info, role)
+}
+
+fn role_step(template: &str, catalog: &Catalog, info: &ConnInfo, role: &str) -> Step {
     let grants: Vec<String> = catalog.tables.keys().map(|table| grant(catalog, *table, role)).collect();
-    let sql = GRANTS
+    let sql = template
         .replace("{role}", &quoted(role))
         .replace("{database}", &quoted(&info.database))
         .replace("{schema}", &quoted(&catalog.schema))

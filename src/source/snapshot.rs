@@ -5,14 +5,26 @@
 use bytes::{Buf, BytesMut};
 use futures_util::TryStreamExt;
 use tokio_postgres::Client;
+use tokio_postgres::types::Type;
 
 use super::assemble::digest;
 use super::catalog::{Catalog, table_name};
 use super::conn_info::ConnInfo;
-use super::sql::sql_error;
-use crate::change::{Field, Key, Micros, Row};
+use super::replication::Exported;
+use super::sql::{pinned, sql_error};
+use crate::change::{Field, Key, Lsn, Micros, Row};
 use crate::error::{Error, Result};
 use crate::schema::{Table, feature_state};
+
+/// The kept tables as they were at one moment, and where the source goes on from there.
+pub struct View {
+    /// In a transaction that shows that moment.
+    pub client: Client,
+    /// The position of that moment.
+    pub position: Lsn,
+    /// What goes with the position, for a source that needs more ([`Delivery::cursor`](super::Delivery::cursor)).
+    pub cursor: Option<String>,
+}
 
 /// How far the filling has come.
 #[derive(Debug, Clone, Copy)]
@@ -28,6 +40,13 @@ pub struct Progress {
 /// So many rows between two reports.
 const REPORT_EVERY: u64 = 1_000;
 
+/// What an exported snapshot shows, from whose position the stream goes on.
+pub async fn exported_view(info: &ConnInfo, exported: &Exported) -> Result<View> {
+    let client = super::connect(info).await?;
+    adopt(&client, info, &exported.snapshot).await?;
+    Ok(View { client, position: exported.position, cursor: None })
+}
+
 /// Opens the transaction that sees what the exported snapshot sees.
 pub async fn adopt(client: &Client, info: &ConnInfo, snapshot: &str) -> Result<()> {
     let begin = format!(
@@ -40,7 +59,7 @@ pub async fn adopt(client: &Client, info: &ConnInfo, snapshot: &str) -> Result<(
 /// The server's clock. What is live by then when a mirror is filled is part of the baseline; what comes later is told.
 pub async fn server_clock(client: &Client, info: &ConnInfo) -> Result<Micros> {
     let sql = "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint";
-    let row = client.query_one(sql, &[]).await.map_err(|e| sql_error(info, "asking for the time", &e))?;
+    let row = client.query_typed_one(sql, &[]).await.map_err(|e| sql_error(info, "asking for the time", &e))?;
     Ok(Micros(row.get(0)))
 }
 
@@ -90,19 +109,23 @@ pub async fn fetch(
     let key_column = table.columns().first().map(|c| c.name).unwrap_or_default();
     let literals: Vec<String> =
         keys.iter().map(|key| format!("'{}'", key.to_string().replace('\'', "''"))).collect();
+    // A transaction, so that the text forms are those of the session that reads, whatever stands between.
+    let failed = |e: tokio_postgres::Error| sql_error(info, &format!("reading table {}", table.name()), &e);
+    let begin = format!("BEGIN READ ONLY; {}", pinned("SET LOCAL"));
+    client.batch_execute(&begin).await.map_err(failed)?;
     let statement = format!(
         "COPY (SELECT {} FROM {} WHERE \"{key_column}\" IN ({})) TO STDOUT",
         column_list(catalog, table),
         table_name(&catalog.schema, table),
         literals.join(", ")
     );
-    let failed = |e: tokio_postgres::Error| sql_error(info, &format!("reading table {}", table.name()), &e);
     let stream = client.copy_out(statement.as_str()).await.map_err(failed)?;
     futures_util::pin_mut!(stream);
     let mut buffer = BytesMut::new();
     while let Some(chunk) = stream.try_next().await.map_err(failed)? {
         buffer.extend_from_slice(&chunk);
     }
+    client.batch_execute("COMMIT").await.map_err(failed)?;
     let lines = <[u8]>::split(&buffer, |b| *b == b'\n').filter(|line| !line.is_empty());
     lines.map(|line| parse_line(table, line)).collect()
 }
@@ -111,10 +134,10 @@ async fn expected_rows(client: &Client, info: &ConnInfo, catalog: &Catalog) -> R
     let names: Vec<&str> =
         catalog.tables.keys().filter(|t| t.is_kept() && **t != Table::Identity).map(|t| t.name()).collect();
     let row = client
-        .query_one(
+        .query_typed_one(
             "SELECT coalesce(sum(greatest(c.reltuples, 0)), 0)::bigint FROM pg_catalog.pg_class c
              JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = $1 AND c.relname = ANY ($2)",
-            &[&catalog.schema, &names],
+            &[(&catalog.schema, Type::TEXT), (&names, Type::TEXT_ARRAY)],
         )
         .await
         .map_err(|e| sql_error(info, "estimating the number of rows", &e))?;

@@ -1,16 +1,18 @@
 //! Ordinary SQL connections, over the same transport as replication, with the text forms of values pinned.
 
 use std::convert::Infallible;
-use std::future::{Ready, ready};
+use std::future::{Ready, poll_fn, ready};
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use secrecy::ExposeSecret;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::Notify;
 use tokio_postgres::config::{SslMode as ClientSslMode, SslNegotiation};
 use tokio_postgres::tls::{ChannelBinding, TlsConnect, TlsStream};
-use tokio_postgres::{Client, Config, NoTls};
+use tokio_postgres::{AsyncMessage, Client, Config, Connection, NoTls};
 use tracing::debug;
 
 use super::conn_info::ConnInfo;
@@ -29,15 +31,24 @@ pub(crate) const PINNED: [(&str, &str); 6] = [
     ("client_encoding", "UTF8"),
 ];
 
+/// The statements that pin the text forms, each begun with `set`: `SET`, or `SET LOCAL` for this transaction.
+pub(super) fn pinned(set: &str) -> String {
+    let settings: Vec<String> = PINNED.iter().map(|(name, value)| format!("{set} {name} = '{value}'")).collect();
+    settings.join("; ")
+}
+
 /// Opens an SQL connection. The connection lives as long as the client that is returned.
 pub async fn connect(info: &ConnInfo) -> Result<Client> {
+    connect_notified(info, Arc::new(Notify::new())).await
+}
+
+/// Opens an SQL connection, and passes on that a notification has come (PostgreSQL manual, "LISTEN").
+pub(super) async fn connect_notified(info: &ConnInfo, notified: Arc<Notify>) -> Result<Client> {
     let connecting = async {
         let transport = Transport::connect(info).await?;
-        let client = start(info, transport).await?;
-        let settings: Vec<String> =
-            PINNED.iter().map(|(name, value)| format!("SET {name} = '{value}'")).collect();
+        let client = start(info, transport, notified).await?;
         client
-            .batch_execute(&settings.join("; "))
+            .batch_execute(&pinned("SET"))
             .await
             .map_err(|e| sql_error(info, "preparing a session", &e))?;
         Ok(client)
@@ -56,7 +67,7 @@ pub(crate) fn timed_out(info: &ConnInfo) -> Error {
     )
 }
 
-async fn start(info: &ConnInfo, transport: Transport) -> Result<Client> {
+async fn start(info: &ConnInfo, transport: Transport, notified: Arc<Notify>) -> Result<Client> {
     let mut config = Config::new();
     config.user(&info.user).dbname(&info.database).application_name(&info.application_name);
     if let Some(password) = &info.password {
@@ -67,20 +78,31 @@ async fn start(info: &ConnInfo, transport: Transport) -> Result<Client> {
         // TLS has been negotiated already: the client is only told so, for SCRAM's channel binding.
         config.ssl_mode(ClientSslMode::Require).ssl_negotiation(SslNegotiation::Direct);
         let (client, connection) = config.connect_raw(transport, Negotiated).await.map_err(failed)?;
-        tokio::spawn(async move { note_end(connection.await) });
+        tokio::spawn(drive(connection, notified));
         Ok(client)
     } else {
         config.ssl_mode(ClientSslMode::Disable);
         let (client, connection) = config.connect_raw(transport, NoTls).await.map_err(failed)?;
-        tokio::spawn(async move { note_end(connection.await) });
+        tokio::spawn(drive(connection, notified));
         Ok(client)
     }
 }
 
-fn note_end(result: Result<(), tokio_postgres::Error>) {
-    // Whoever uses the client gets the error too; here it is only worth a trace.
-    if let Err(error) = result {
-        debug!(%error, "an SQL connection ended");
+async fn drive<T>(mut connection: Connection<Transport, T>, notified: Arc<Notify>)
+where
+    T: AsyncRead + AsyncWrite + Unpin,
+{
+    while let Some(message) = poll_fn(|context| connection.poll_message(context)).await {
+        match message {
+            Ok(AsyncMessage::Notification(_)) => notified.notify_one(),
+            Ok(AsyncMessage::Notice(notice)) => debug!(notice = notice.message(), "the server says"),
+            Ok(_) => {}
+            // Whoever uses the client gets the error too; here it is only worth a trace.
+            Err(error) => {
+                debug!(%error, "an SQL connection ended");
+                return;
+            }
+        }
     }
 }
 

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use bytes::{Buf, BufMut, Bytes};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, watch};
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use super::assemble::Assembler;
@@ -25,8 +25,10 @@ use crate::error::{Error, Kind, Result};
 const STATUS_INTERVAL: Duration = Duration::from_secs(5);
 /// After a commit became durable it is confirmed at once, but not more often than this.
 const CONFIRM_INTERVAL: Duration = Duration::from_millis(50);
+/// Between two requests for a keepalive while the end is waited for.
+const ASK_FOR_END: Duration = Duration::from_millis(50);
 /// Unit of [`Channels::budget`], in bytes.
-const BUDGET_UNIT: usize = 1024;
+pub(super) const BUDGET_UNIT: usize = 1024;
 /// Units that wait between the stream and the engine at the most: 16 MiB. A larger transaction takes all of it, alone.
 pub const BUDGET: usize = 16 * 1024;
 /// Transactions that wait there at the most.
@@ -63,6 +65,8 @@ pub struct Delivery {
     pub server_time: Micros,
     /// Our clock when it came.
     pub received: Instant,
+    /// Where to go on after a restart, if the position alone does not tell ([`Place`](super::outbox::Place)): to be kept with it.
+    pub cursor: Option<String>,
 }
 
 /// How the stream is connected with the rest.
@@ -83,6 +87,8 @@ pub struct Stream {
     wire: Wire,
     assembler: Assembler,
     channels: Channels,
+    /// Nothing behind this is handed on: the stream ends there.
+    until: Option<Lsn>,
     /// The server's position when we connected.
     goal: Lsn,
     status_interval: Duration,
@@ -97,11 +103,12 @@ pub struct Stream {
 }
 
 impl Stream {
-    /// Starts streaming after `from`.
+    /// Starts streaming after `from`, for ever or up to a position.
     pub async fn start(
         replication: Replication,
         names: &Names,
         from: Lsn,
+        until: Option<Lsn>,
         channels: Channels,
     ) -> Result<Stream> {
         let Replication { mut wire, server } = replication;
@@ -114,6 +121,7 @@ impl Stream {
             wire,
             assembler: Assembler::new(&names.schema, server.next_xid),
             channels,
+            until,
             goal: server.position,
             status_interval: server
                 .sender_timeout
@@ -132,7 +140,7 @@ impl Stream {
         self.handed_on
     }
 
-    /// Reads until `stop` (then `Ok`) or until the stream breaks.
+    /// Reads until `stop` or the end (then `Ok`), or until the stream breaks.
     pub async fn run(&mut self, stop: &CancellationToken) -> Result<()> {
         let mut tick = interval(self.status_interval);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -158,6 +166,8 @@ impl Stream {
                 Ok(()) = durable.changed(), if !has_more_to_confirm => {}
                 () = probe.notified() => self.status(true).await?,
                 _ = tick.tick() => self.status(false).await?,
+                // Only a keepalive tells that nothing more comes before the end.
+                () = sleep(ASK_FOR_END), if self.until.is_some() => self.status(true).await?,
                 () = stop.cancelled() => return Ok(()),
             }
         }
@@ -222,8 +232,10 @@ impl Stream {
                 let server_time = from_postgres_epoch(body.get_i64());
                 let wants_reply = body.get_u8() == 1;
                 self.received = self.received.max(position);
+                let is_end = self.until.is_some_and(|until| position >= until);
+                let position = self.until.map_or(position, |until| position.min(until));
                 let item = Item::Alive { position, caught_up: position >= self.goal };
-                let goes_on = self.hand_on(item, server_time, stop).await?;
+                let goes_on = self.hand_on(item, server_time, stop).await? && !is_end;
                 if wants_reply {
                     self.status(false).await?;
                 }
@@ -245,6 +257,11 @@ impl Stream {
             return Ok(true);
         }
         let end = transaction.end_lsn;
+        if let Some(until) = self.until.filter(|until| *until < end) {
+            let item = Item::Alive { position: until, caught_up: false };
+            self.hand_on(item, server_time, stop).await?;
+            return Ok(false);
+        }
         let units = u32::try_from((transaction.size() / BUDGET_UNIT + 1).min(BUDGET)).unwrap_or(1);
         let Some(permit) = self.permit(units, stop).await? else { return Ok(false) };
         if !self.hand_on(Item::Transaction(transaction, Some(permit)), server_time, stop).await? {
@@ -269,7 +286,7 @@ impl Stream {
     }
 
     async fn hand_on(&mut self, item: Item, server_time: Micros, stop: &CancellationToken) -> Result<bool> {
-        let delivery = Delivery { item, server_time, received: Instant::now() };
+        let delivery = Delivery { item, server_time, received: Instant::now(), cursor: None };
         let out = self.channels.out.clone();
         let room = out.reserve();
         tokio::pin!(room);

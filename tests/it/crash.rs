@@ -11,11 +11,16 @@ use sha2::{Digest, Sha256};
 use tokio_postgres::Client;
 
 use crate::cli::flagsmith;
-use crate::support::cluster_options;
 use crate::support::process::{Daemon, Installation};
+use crate::support::{Source, on_both_sources};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 const KILLS: usize = 8;
+
+on_both_sources!(
+    killed_in_a_loop_it_sends_every_commit_once_known_by_its_id_in_order,
+    killed_in_the_middle_of_settling_it_still_tells_an_unbroken_story_that_ends_right,
+);
 
 /// One committed change: which value a state got, by which transaction.
 struct Commit {
@@ -33,8 +38,8 @@ struct Scene {
 }
 
 impl Scene {
-    async fn new(settle: &str) -> Scene {
-        let cluster = Cluster::start(cluster_options()).await.unwrap();
+    async fn new(source: Source, settle: &str) -> Scene {
+        let cluster = Cluster::start(source.options()).await.unwrap();
         let receiver = Receiver::start(0).unwrap();
         let client = flagsmith(&cluster, receiver.addr()).await;
         // Five flags in one environment: they differ in nothing but their ids.
@@ -53,7 +58,8 @@ impl Scene {
             )
             .await
             .unwrap();
-        let installation = Installation::new(&cluster.url("postgres", "flagsmith"))
+        let installation = source
+            .installation(&cluster.url("postgres", "flagsmith"))
             .with("FLAGPOST_NETWORK_ALLOW", "127.0.0.0/8")
             .with("FLAGPOST_SOURCE_SETTLE", settle);
         installation.run(&["setup"]).await.success();
@@ -140,9 +146,8 @@ fn events(received: &[Received], path: &str) -> Vec<Event> {
 
 const PATHS: [&str; 2] = ["/dev-signed", "/dev-plain"];
 
-#[tokio::test]
-async fn killed_in_a_loop_it_sends_every_commit_once_known_by_its_id_in_order() {
-    let scene = Scene::new("0").await;
+async fn killed_in_a_loop_it_sends_every_commit_once_known_by_its_id_in_order(source: Source) {
+    let scene = Scene::new(source, "0").await;
     let commits = scene.kill_in_a_loop(Duration::from_millis(3)).await;
     let daemon = Daemon::start(&scene.installation).await;
     let is_complete = |all: &[Received]| PATHS.iter().all(|path| events(all, path).len() >= commits.len());
@@ -172,9 +177,8 @@ async fn killed_in_a_loop_it_sends_every_commit_once_known_by_its_id_in_order() 
     daemon.terminate().await.success();
 }
 
-#[tokio::test]
-async fn killed_in_the_middle_of_settling_it_still_tells_an_unbroken_story_that_ends_right() {
-    let scene = Scene::new("100ms").await;
+async fn killed_in_the_middle_of_settling_it_still_tells_an_unbroken_story_that_ends_right(source: Source) {
+    let scene = Scene::new(source, "100ms").await;
     // Commits of one flag are about 60 ms apart: windows are open whenever the daemon dies.
     let commits = scene.kill_in_a_loop(Duration::from_millis(12)).await;
     let daemon = Daemon::start(&scene.installation).await;

@@ -1,36 +1,94 @@
 //! Both sources give the same transactions: what the triggers wrote and what the stream brought, on one server.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
 
-use flagpost::change::{Field, Op, Row, Transaction};
-use flagpost::schema::Table;
-use flagpost::source::{Catalog, Outbox, Record, transactions};
-use tokio_postgres::Client;
+use flagpost::change::{Field, Lsn, Op, Row, RowChange, Transaction};
+use flagpost::schema::{Table, audit_log};
+use flagpost::source::{
+    BUDGET, Catalog, Channels, Delivery, Feed, Item, Origin, Outbox, Reading, claim_outbox, outbox_view, system_id,
+};
+use tokio::sync::{Notify, Semaphore, mpsc, watch};
 
+use crate::cli::count;
 use crate::replication::Setting;
 use crate::support::flagsmith::Schema;
 use crate::support::replay::{Pace, Replay, cases};
 use crate::support::{cluster_options, golden};
 
-async fn setting() -> Setting {
-    let setting = Setting::new(cluster_options(), 2_000).await;
-    let catalog = Catalog::read(&setting.client, &setting.info, "public").await.unwrap();
-    setting.sql(&Outbox::default().install_step(&catalog).sql).await;
-    setting
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A database that is read both ways.
+struct Both {
+    stream: Setting,
+    items: mpsc::Receiver<Delivery>,
+    durable: watch::Sender<Lsn>,
 }
 
-async fn horizon(client: &Client) -> u64 {
-    let sql = "SELECT pg_snapshot_xmin(pg_current_snapshot())::text";
-    client.query_one(sql, &[]).await.unwrap().get::<_, &str>(0).parse().unwrap()
+impl Both {
+    async fn new() -> Both {
+        let stream = Setting::new(cluster_options(), 2_000).await;
+        let catalog = Catalog::read(&stream.client, &stream.info, "public").await.unwrap();
+        stream.sql(&Outbox::default().install_step(&catalog).sql).await;
+        let ledger = claim_outbox(&stream.client, &stream.info).await.unwrap();
+        let view = outbox_view(&stream.info).await.unwrap();
+        let (out, items) = mpsc::channel(2_000);
+        let (durable, durable_receiver) = watch::channel(view.position);
+        let reading = Reading {
+            info: stream.info.clone(),
+            system_id: system_id(&stream.client, &stream.info).await.unwrap(),
+            ledger,
+            from: view.position,
+            place: view.cursor.unwrap().parse().unwrap(),
+            poll: Duration::from_secs(1),
+            until: None,
+        };
+        let channels = Channels {
+            out,
+            budget: Arc::new(Semaphore::new(BUDGET)),
+            durable: durable_receiver,
+            probe: Arc::new(Notify::new()),
+        };
+        let stop = stream.stop.clone();
+        let feed = Feed::open(Origin::Outbox(reading), channels).await.unwrap();
+        tokio::spawn(async move { feed.follow(&stop).await.unwrap() });
+        Both { stream, items, durable }
+    }
+
+    /// The next transaction of the outbox. It is durable then.
+    async fn next(&mut self) -> Transaction {
+        loop {
+            let delivery = tokio::time::timeout(PATIENCE, self.items.recv()).await.unwrap().unwrap();
+            if let Item::Transaction(transaction, _) = delivery.item {
+                self.durable.send_replace(transaction.end_lsn);
+                return transaction;
+            }
+        }
+    }
+
+    /// The transactions that both bring, until the one that makes this mark.
+    async fn compare(&mut self, mark: &str) -> BTreeSet<Table> {
+        self.stream
+            .sql(&format!(
+                "INSERT INTO audit_auditlog (id, created_date, log, is_system_event)
+                 SELECT coalesce(max(id), 0) + 1000000, now(), '{mark}', false FROM audit_auditlog"
+            ))
+            .await;
+        let mut seen = BTreeSet::new();
+        loop {
+            let (a, b) = (self.stream.next().await, self.next().await);
+            assert_same(&a, &b);
+            seen.extend(b.changes.iter().map(|change| change.table));
+            if b.changes.iter().any(|change| is_mark(change, mark)) {
+                return seen;
+            }
+        }
+    }
 }
 
-/// What can be read of the outbox now.
-async fn read(client: &Client) -> Vec<Transaction> {
-    let horizon = horizon(client).await;
-    let rows = client.query(Record::QUERY, &[&horizon.to_string()]).await.unwrap();
-    let records: Vec<Record> = rows.iter().map(|row| Record::from_row(row).unwrap()).collect();
-    let all = transactions(&records, horizon).unwrap();
-    all.into_iter().filter(|transaction| !transaction.changes.is_empty()).collect()
+fn is_mark(change: &RowChange, mark: &str) -> bool {
+    matches!(&change.op, Op::Insert { new } if change.table == Table::AuditLog && new.text(audit_log::LOG) == Some(mark))
 }
 
 fn assert_row(stream: &Row, outbox: &Row, what: &str) {
@@ -60,35 +118,33 @@ fn assert_same(stream: &Transaction, outbox: &Transaction) {
 
 #[tokio::test]
 async fn all_golden_cases_give_the_same_transactions_in_both_sources() {
-    let mut s = setting().await;
-    let _running = s.follow().await;
+    let mut both = Both::new().await;
+    let _running = both.stream.follow().await;
     let schema = Schema::read(&golden().join("schema.json"));
-    let writer = s.cluster.connect("flagsmith").await.unwrap();
-    let receiver = "127.0.0.1:1".parse().unwrap();
-    let mut replay = Replay::new(&schema, &writer, receiver, Pace::AT_ONCE);
+    let writer = both.stream.cluster.connect("flagsmith").await.unwrap();
+    let mut replay = Replay::new(&schema, &writer, "127.0.0.1:1".parse().unwrap(), Pace::AT_ONCE);
     let mut seen = BTreeSet::new();
     for path in cases() {
         let case = replay.read(&path);
         replay.case(&case).await;
-        let outbox = read(&s.client).await;
-        for transaction in &outbox {
-            assert_same(&s.next().await, transaction);
-            seen.extend(transaction.changes.iter().map(|change| change.table));
-        }
-        s.sql("DELETE FROM flagpost.outbox").await;
+        seen.extend(both.compare(path.to_str().unwrap()).await);
     }
     assert!(seen.len() > 12, "only {seen:?} were changed");
-    assert_eq!(read(&s.client).await, []);
-    // Nothing that only the stream had: the next that it brings is the last that was made.
-    s.sql("TRUNCATE features_feature CASCADE").await;
-    assert_same(&s.next().await, &read(&s.client).await[0]);
-    s.stop.cancel();
+    both.stream.sql("TRUNCATE features_feature CASCADE").await;
+    assert_same(&both.stream.next().await, &both.next().await);
+    // What is durable is taken away.
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    while count(&both.stream.client, "flagpost.outbox").await > 0 {
+        assert!(tokio::time::Instant::now() < deadline);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    both.stream.stop.cancel();
 }
 
 #[tokio::test]
 async fn every_column_of_every_table_has_the_same_text_whatever_the_session_is_set_to() {
-    let mut s = setting().await;
-    let _running = s.follow().await;
+    let mut both = Both::new().await;
+    let _running = both.stream.follow().await;
     let values = |type_: &str| -> &[&str] {
         match type_ {
             "integer" | "bigint" => &["-7", "2147483647", "0"],
@@ -103,12 +159,13 @@ async fn every_column_of_every_table_has_the_same_text_whatever_the_session_is_s
             other => panic!("a column of type {other}"),
         }
     };
-    s.sql("SET TimeZone = 'Asia/Kathmandu'; SET DateStyle = 'SQL, DMY'; SET extra_float_digits = -3; SET IntervalStyle = iso_8601")
+    both.stream.sql("SET TimeZone = 'Asia/Kathmandu'; SET DateStyle = 'SQL, DMY'; SET extra_float_digits = -3; SET IntervalStyle = iso_8601")
         .await;
     let mut compared = 0;
     for table in Table::ALL {
         let name = table.name();
-        let columns = s
+        let columns = both
+            .stream
             .client
             .query(
                 "SELECT attname::text, atttypid::regtype::text, format_type(atttypid, atttypmod) FROM pg_attribute
@@ -118,9 +175,8 @@ async fn every_column_of_every_table_has_the_same_text_whatever_the_session_is_s
             .await
             .unwrap();
         // Of everything a value of each kind, and NULL.
-        s.sql(&format!("TRUNCATE {name} CASCADE")).await;
-        s.next().await;
-        s.sql("DELETE FROM flagpost.outbox").await;
+        both.stream.sql(&format!("TRUNCATE {name} CASCADE")).await;
+        assert_same(&both.stream.next().await, &both.next().await);
         let mut sql = String::from("SET session_replication_role = replica;");
         for column in &columns {
             let column: &str = column.get(0);
@@ -153,37 +209,14 @@ async fn every_column_of_every_table_has_the_same_text_whatever_the_session_is_s
                 list.join(", ")
             ));
         }
-        s.sql(&sql).await;
-        let outbox = read(&s.client).await;
-        assert_eq!(outbox.len(), 4, "{name}");
-        for transaction in &outbox {
+        both.stream.sql(&sql).await;
+        for _ in 0..4 {
+            let transaction = both.next().await;
             assert_eq!(transaction.changes.len(), 2, "{name}");
-            assert_same(&s.next().await, transaction);
+            assert_same(&both.stream.next().await, &transaction);
             compared += 1;
         }
     }
     assert_eq!(compared, Table::ALL.len() * 4);
-    s.stop.cancel();
-}
-
-#[tokio::test]
-async fn a_transaction_that_commits_late_is_neither_skipped_nor_out_of_order() {
-    let s = setting().await;
-    s.sql(
-        "INSERT INTO features_featurestate (id, enabled, environment_id, feature_id, created_at, updated_at, version, uuid)
-         SELECT n, false, 1, n, now(), now(), 1, gen_random_uuid() FROM generate_series(1, 3) n; DELETE FROM flagpost.outbox",
-    )
-    .await;
-    let late = s.cluster.connect("flagsmith").await.unwrap();
-    late.batch_execute("BEGIN").await.unwrap();
-    late.batch_execute("UPDATE features_featurestate SET enabled = true WHERE id = 1").await.unwrap();
-    s.sql("UPDATE features_featurestate SET enabled = true WHERE id = 2").await;
-    s.sql("UPDATE features_featurestate SET enabled = true WHERE id = 3").await;
-    assert_eq!(read(&s.client).await, [], "the oldest is still open");
-    // It changes what another has changed since it began.
-    late.batch_execute("UPDATE features_featurestate SET enabled = false WHERE id = 3").await.unwrap();
-    late.batch_execute("COMMIT").await.unwrap();
-    let all = read(&s.client).await;
-    assert_eq!(all.iter().map(|t| t.changes.len()).collect::<Vec<_>>(), [1, 1, 2]);
-    assert!(all[2].xid < all[0].xid && all[0].commit_time < all[2].commit_time);
+    both.stream.stop.cancel();
 }

@@ -8,8 +8,8 @@ use flagpost::demo::cluster::{Auth, Cluster, Options, Tls};
 use flagpost::error::{Kind, Result};
 use flagpost::schema::{Table, feature_state, state_value};
 use flagpost::source::{
-    BUDGET, Catalog, Channels, ConnInfo, Delivery, Follow, Item, Names, Publication, Replication, Stream,
-    adopt, connect, copy_tables, follow, open, publication_steps,
+    BUDGET, Catalog, Channels, ConnInfo, Delivery, Feed, Follow, Item, Names, Origin, Publication, Replication,
+    adopt, connect, copy_tables, publication_steps,
 };
 use tokio::sync::{Notify, Semaphore, mpsc, watch};
 use tokio_postgres::Client;
@@ -69,16 +69,21 @@ impl Setting {
         }
     }
 
-    pub(crate) async fn follow(&self) -> tokio::task::JoinHandle<Result<Option<Stream>>> {
-        let what = Follow {
+    pub(crate) async fn follow(&self) -> tokio::task::JoinHandle<Result<Option<Feed>>> {
+        self.follow_until(None).await
+    }
+
+    async fn follow_until(&self, until: Option<Lsn>) -> tokio::task::JoinHandle<Result<Option<Feed>>> {
+        let origin = Origin::Replication(Follow {
             info: self.info.clone(),
             names: self.names.clone(),
             system_id: Replication::connect(&self.info).await.unwrap().server().system_id.clone(),
             from: self.from,
-        };
-        let (channels, stop) = (self.channels.clone(), self.stop.clone());
-        let first = open(&what, &channels).await.unwrap();
-        tokio::spawn(async move { follow(&what, channels, first, &stop).await })
+            until,
+        });
+        let stop = self.stop.clone();
+        let feed = Feed::open(origin, self.channels.clone()).await.unwrap();
+        tokio::spawn(async move { feed.follow(&stop).await })
     }
 
     pub(crate) async fn sql(&self, sql: &str) {
@@ -287,25 +292,24 @@ async fn a_broken_session_is_opened_again_and_nothing_comes_twice_or_not_at_all(
 async fn a_slot_that_was_dropped_moved_or_belongs_to_another_cluster_stops_us() {
     let s = Setting::new(cluster_options(), 64).await;
     let system_id = Replication::connect(&s.info).await.unwrap().server().system_id.clone();
-    let what = |from, system_id: &str| Follow {
-        info: s.info.clone(),
-        names: s.names.clone(),
-        system_id: system_id.into(),
-        from,
+    let open = |from, system_id: &str| {
+        let (info, names, system_id) = (s.info.clone(), s.names.clone(), system_id.to_owned());
+        let follow = Follow { info, names, system_id, from, until: None };
+        Feed::open(Origin::Replication(follow), s.channels.clone())
     };
-    let error = open(&what(s.from, "1"), &s.channels).await.err().unwrap();
+    let error = open(s.from, "1").await.err().unwrap();
     assert_eq!(error.kind(), Kind::LedgerMismatch, "{error}");
-    let error = open(&what(Lsn(u64::MAX), &system_id), &s.channels).await.err().unwrap();
+    let error = open(Lsn(u64::MAX), &system_id).await.err().unwrap();
     assert_eq!(error.kind(), Kind::SlotLost, "{error}");
     s.make_flag().await;
     s.sql("SELECT pg_replication_slot_advance('flagpost', pg_current_wal_lsn())").await;
-    let error = open(&what(s.from, &system_id), &s.channels).await.err().unwrap();
+    let error = open(s.from, &system_id).await.err().unwrap();
     assert_eq!(error.kind(), Kind::SlotLost, "{error}");
     s.sql("SELECT pg_drop_replication_slot('flagpost')").await;
-    let error = open(&what(s.from, &system_id), &s.channels).await.err().unwrap();
+    let error = open(s.from, &system_id).await.err().unwrap();
     assert_eq!(error.kind(), Kind::SlotLost, "{error}");
     s.sql("SELECT pg_create_logical_replication_slot('flagpost', 'test_decoding')").await;
-    let error = open(&what(s.from, &system_id), &s.channels).await.err().unwrap();
+    let error = open(s.from, &system_id).await.err().unwrap();
     assert_eq!(error.kind(), Kind::DatabaseRefuses, "{error}");
 }
 

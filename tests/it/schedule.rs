@@ -10,10 +10,14 @@ use serde_json::Value as Json;
 use tokio_postgres::Client;
 
 use crate::cli::flagsmith;
-use crate::support::cluster_options;
 use crate::support::process::{Daemon, Installation};
+use crate::support::{Source, on_both_sources};
 
 const PATIENCE: Duration = Duration::from_secs(20);
+
+on_both_sources!(
+    a_scheduled_change_is_told_at_its_moment_once_over_restarts_and_never_when_it_was_withdrawn,
+);
 
 struct Scene {
     client: Client,
@@ -24,8 +28,8 @@ struct Scene {
 
 impl Scene {
     /// Four flags in Development, each with a change request that nobody has committed.
-    async fn new() -> Scene {
-        let cluster = Cluster::start(cluster_options()).await.unwrap();
+    async fn new(source: Source) -> Scene {
+        let cluster = Cluster::start(source.options()).await.unwrap();
         let receiver = Receiver::start(0).unwrap();
         let client = flagsmith(&cluster, receiver.addr()).await;
         client
@@ -44,7 +48,8 @@ impl Scene {
             )
             .await
             .unwrap();
-        let installation = Installation::new(&cluster.url("postgres", "flagsmith"))
+        let installation = source
+            .installation(&cluster.url("postgres", "flagsmith"))
             .with("FLAGPOST_NETWORK_ALLOW", "127.0.0.0/8");
         installation.run(&["setup"]).await.success();
         Scene { client, receiver, installation, _cluster: cluster }
@@ -94,9 +99,8 @@ fn flag(received: &Received) -> String {
     data["new_state"]["feature"]["name"].as_str().unwrap().to_owned()
 }
 
-#[tokio::test]
-async fn a_scheduled_change_is_told_at_its_moment_once_over_restarts_and_never_when_it_was_withdrawn() {
-    let scene = Scene::new().await;
+async fn a_scheduled_change_is_told_at_its_moment_once_over_restarts_and_never_when_it_was_withdrawn(source: Source) {
+    let scene = Scene::new(source).await;
     let daemon = Daemon::start(&scene.installation).await;
     let first = scene.schedule(1, SignedDuration::from_millis(900)).await;
     let second = scene.schedule(2, SignedDuration::from_millis(1200)).await;

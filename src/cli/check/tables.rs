@@ -4,7 +4,7 @@ use tokio_postgres::Client;
 
 use super::report::{Group, Report};
 use crate::config::Config;
-use crate::daemon::require_tags;
+use crate::prepare::require_tags;
 use crate::error::Kind;
 use crate::schema::{Need, Table, feature_segment, feature_state};
 use crate::source::{

@@ -1,15 +1,11 @@
 //! From rows of the outbox to transactions, equal to those of the replication stream. No I/O.
 //!
-//! Order: whole transactions by their **last** sequence number. Of two that changed the same row, the second got the row's
-//! lock only after the first had committed, so its last number is the larger. (Transaction ids are given at the first write,
-//! so they do not tell.) Only transactions below the horizon: all of those have ended.
-//!
 //! Text forms: `to_jsonb` of a row and pgoutput differ in booleans (`true`, `t`), in times (`2026-03-07T13:59:07+00:00`,
 //! `2026-03-07 13:59:07+00`; the triggers run with the zone UTC) and in how a `double precision` is written once it went
 //! through jsonb's `numeric`. Everything else is the same text. Ids that end in a hash come digested.
 //! Source: PostgreSQL manual, "JSON Functions" (`to_jsonb`); `src/common/d2s.c` (shortest form of a double).
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
 use serde_json::value::RawValue;
 
@@ -44,33 +40,34 @@ pub struct Record {
     pub new: Option<String>,
 }
 
-/// The transactions below the horizon, in order; other rows are left out. Of each, `end_lsn` is the last sequence number.
-pub fn transactions(records: &[Record], horizon: u64) -> Result<Vec<Transaction>> {
-    let mut places: HashMap<u64, usize> = HashMap::new();
-    let mut all: Vec<Vec<&Record>> = Vec::new();
-    for record in records.iter().filter(|record| record.xid < horizon) {
-        let place = *places.entry(record.xid).or_insert(all.len());
-        match all.get_mut(place) {
-            Some(transaction) => transaction.push(record),
-            None => all.push(vec![record]),
-        }
-    }
-    for transaction in &mut all {
-        transaction.sort_by_key(|record| record.seq);
-    }
-    all.sort_by_key(|transaction| transaction.last().map(|record| record.seq));
-    all.iter().map(|records| transaction(records)).collect()
+/// Makes transactions of rows that come transaction by transaction, as `sql/outbox_read.sql` gives them. A row is packed as
+/// it comes: a transaction of a million rows is held as compactly as one of the stream.
+#[derive(Default)]
+pub struct Assembler {
+    open: Option<(Transaction, i64)>,
 }
 
-fn transaction(records: &[&Record]) -> Result<Transaction> {
-    let Some(last) = records.last() else { return Err(garbled("a transaction without rows")) };
-    let changes: Result<Vec<Option<RowChange>>> = records.iter().map(|record| change(record)).collect();
-    Ok(Transaction {
-        end_lsn: Lsn(last.seq.unsigned_abs()),
-        xid: last.xid,
-        commit_time: last.committed.unwrap_or(last.at),
-        changes: changes?.into_iter().flatten().collect(),
-    })
+impl Assembler {
+    /// Takes the next row. Gives the transaction before it, with its last sequence number, when the row begins another.
+    pub fn take(&mut self, record: &Record) -> Result<Option<(Transaction, i64)>> {
+        let change = change(record)?;
+        let is_same = self.open.as_ref().is_some_and(|(open, _)| open.xid == record.xid);
+        let before = if is_same { None } else { self.open.take() };
+        let (open, last) = self.open.get_or_insert_with(|| {
+            let none = Vec::new();
+            (Transaction { end_lsn: Lsn::default(), xid: record.xid, commit_time: record.at, changes: none }, record.seq)
+        });
+        open.changes.extend(change);
+        // The last time of a transaction is the nearest to its commit.
+        open.commit_time = record.committed.unwrap_or(record.at);
+        *last = record.seq;
+        Ok(before)
+    }
+
+    /// The last transaction.
+    pub fn end(self) -> Option<(Transaction, i64)> {
+        self.open
+    }
 }
 
 /// `None` for a commit, and for a table that has been renamed to one that we do not read.
@@ -193,33 +190,32 @@ mod tests {
         }
     }
 
-    fn xids(records: &[Record], horizon: u64) -> Vec<u64> {
-        transactions(records, horizon).unwrap().iter().map(|t| t.xid).collect()
+    fn transactions(records: &[Record]) -> Result<Vec<(Transaction, i64)>> {
+        let mut assembler = Assembler::default();
+        let mut all = Vec::new();
+        for record in records {
+            all.extend(assembler.take(record)?);
+        }
+        all.extend(assembler.end());
+        Ok(all)
     }
 
     #[test]
-    fn the_one_that_wrote_last_comes_last_whichever_began_first() {
-        // 10 began first and ended last.
-        let records = [record(1, 10), record(2, 11), record(3, 12), record(4, 12), record(5, 10)];
-        assert_eq!(xids(&records, 20), [11, 12, 10]);
-        let all = transactions(&records, 20).unwrap();
-        assert_eq!((all[2].end_lsn, all[2].commit_time, all[2].changes.len()), (Lsn(5), Micros(50), 2));
-    }
-
-    #[test]
-    fn nothing_above_the_horizon_is_handed_on() {
-        let records = [record(1, 10), record(2, 11), record(3, 9)];
-        assert_eq!(xids(&records, 11), [10, 9]);
-        assert_eq!(xids(&records, 9), Vec::<u64>::new());
+    fn rows_of_one_transaction_are_one_transaction_that_ends_with_the_last() {
+        let records = [record(2, 11), record(3, 12), record(4, 12), record(1, 10), record(5, 10)];
+        let all = transactions(&records).unwrap();
+        let facts: Vec<_> = all.iter().map(|(t, last)| (t.xid, *last, t.changes.len(), t.commit_time.0)).collect();
+        assert_eq!(facts, [(11, 2, 1, 20), (12, 4, 2, 40), (10, 5, 2, 50)]);
+        assert_eq!(transactions(&[]).unwrap(), []);
     }
 
     #[test]
     fn the_commits_own_row_gives_the_time_and_is_no_change() {
         let commit = Record { op: "C".into(), table: None, ..record(7, 10) };
-        let all = transactions(&[record(1, 10), commit.clone()], 11).unwrap();
-        assert_eq!((all[0].commit_time, all[0].changes.len()), (Micros(70), 1));
+        let all = transactions(&[record(1, 10), commit.clone()]).unwrap();
+        assert_eq!((all[0].0.commit_time, all[0].0.changes.len(), all[0].1), (Micros(70), 1, 7));
         let known = Record { committed: Some(Micros(71)), ..commit };
-        assert_eq!(transactions(&[record(1, 10), known], 11).unwrap()[0].commit_time, Micros(71));
+        assert_eq!(transactions(&[record(1, 10), known]).unwrap()[0].0.commit_time, Micros(71));
     }
 
     #[test]
@@ -269,7 +265,7 @@ mod tests {
         #[test]
         fn whatever_is_in_a_row_nothing_panics(json in ".{0,60}|\\{\"id\": .{0,20}\\}", op in "[IUDTCX]") {
             let record = Record { op, old: Some(json.clone()), new: Some(json), ..record(1, 1) };
-            transactions(&[record], 2).ok();
+            transactions(&[record]).ok();
         }
     }
 }

@@ -1,18 +1,15 @@
-//! Asking the server for rows of the outbox.
+//! Rows of the outbox as they come from the server.
 
 use super::order::Record;
 use crate::change::Micros;
 use crate::error::{Error, Result};
 
 impl Record {
-    /// The query that gives the rows below a horizon (`$1`, as text).
-    pub const QUERY: &'static str = include_str!("../../../sql/outbox_read.sql");
-
-    /// One row of [`Record::QUERY`].
+    /// One row of `sql/outbox_read.sql`.
     pub fn from_row(row: &tokio_postgres::Row) -> Result<Record> {
         let malformed = |why: &dyn std::fmt::Display| {
             Error::internal(format!(
-                "a row of flagpost.outbox has another shape ({why}): make the outbox again"
+                "a row of flagpost.outbox has another shape ({why}): run \"flagpost setup --mode outbox\" to bring it up to date"
             ))
         };
         let get = || {

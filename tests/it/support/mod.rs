@@ -4,12 +4,15 @@ use std::path::{Path, PathBuf};
 
 use flagpost::demo::cluster::Options;
 
+pub(crate) use source::{Source, on_both_sources};
+
 pub(crate) mod call;
 pub(crate) mod flagsmith;
 pub(crate) mod oracle;
 pub(crate) mod process;
 pub(crate) mod raw;
 pub(crate) mod replay;
+pub(crate) mod source;
 
 /// The recorded data.
 pub(crate) fn golden() -> PathBuf {

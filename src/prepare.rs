@@ -1,0 +1,248 @@
+//! Before the daemon runs: is there what the source needs, is the ledger of this database, is its mirror filled?
+
+use tokio_postgres::Client;
+use tracing::info;
+
+use crate::baseline;
+use crate::config::{Config, Mode};
+use crate::error::{Error, Kind, Result};
+use crate::ledger::{Identity, Ledger};
+use crate::schema::Table;
+use crate::source::{
+    Catalog, Covering, Follow, Origin, Publication, Reading, Replication, claim_outbox, connect, exported_view,
+    forget_failures, outbox_reader, outbox_view, reader_name, reader_of, server_facts, system_id,
+};
+
+/// The name of the slot that lives only while a mirror is filled for a slot that was made before.
+const TEMPORARY_SUFFIX: &str = "_baseline";
+
+/// A ledger with a complete mirror, for a database that has what is needed.
+pub struct Prepared {
+    /// The ledger.
+    pub ledger: Ledger,
+    /// What it belongs to.
+    pub identity: Identity,
+    /// The tables and columns that there are.
+    pub catalog: Catalog,
+}
+
+/// Checks everything, and fills the mirror if it is not filled.
+pub async fn prepare(config: &Config) -> Result<Prepared> {
+    let client = connect(&config.database).await?;
+    let catalog = Catalog::read(&client, &config.database, &config.names.schema).await?;
+    catalog.require(&config.database)?;
+    require_tags(config, &catalog)?;
+    match config.mode {
+        Mode::Replication => prepare_replication(config, client, catalog).await,
+        Mode::Outbox => prepare_outbox(config, client, catalog).await,
+    }
+}
+
+async fn prepare_replication(config: &Config, client: Client, catalog: Catalog) -> Result<Prepared> {
+    server_facts(&client, &config.database).await?.require_logical()?;
+    require_publication(config, &client, &catalog).await?;
+    drop(client);
+    // Before the slot: it tells at once whether another daemon runs here.
+    let ledger = Ledger::open(&config.state_dir)?;
+    ledger.require_unbroken()?;
+    let mut replication = Replication::connect(&config.database).await?;
+    let identity = Identity {
+        system_id: replication.server().system_id.clone(),
+        database: config.database.database.clone(),
+        slot: config.names.slot.clone(),
+    };
+    if ledger.checkpoint()?.is_some() {
+        require_mode(config, ledger.identity()?.as_ref())?;
+    }
+    let slot = replication.slot_unread(&config.names.slot).await?;
+    if let Some(slot) = &slot {
+        slot.require(&config.names.slot, &config.database.database)?;
+    }
+    if ledger.checkpoint()?.is_some() {
+        require_identity(config, ledger.identity()?, &identity)?;
+        return Ok(Prepared { ledger, identity, catalog });
+    }
+    let name = &config.names.slot;
+    let exported = if slot.is_none() {
+        info!(slot = name, "making the replication slot: this waits for transactions that are open now");
+        replication.create_slot(name, false).await?
+    } else {
+        // The slot was made without us: a second one, for a moment, gives the snapshot. What changed before it is the
+        // baseline and not sent.
+        info!(slot = name, "the slot is there and the mirror is not: what changed until now is not sent");
+        replication.create_slot(&format!("{name}{TEMPORARY_SUFFIX}"), true).await?
+    };
+    let view = exported_view(&config.database, &exported).await?;
+    // The snapshot is ours now: the session that exported it may end.
+    drop(replication);
+    let ledger = baseline::fill(config, ledger, &catalog, &identity, view).await?;
+    Ok(Prepared { ledger, identity, catalog })
+}
+
+async fn prepare_outbox(config: &Config, client: Client, catalog: Catalog) -> Result<Prepared> {
+    let losses = config.outbox.losses(&client, &config.database, &catalog).await?;
+    if !losses.is_empty() {
+        return Err(Error::new(
+            Kind::DatabaseRefuses,
+            format!(
+                "the outbox lacks {}: run \"flagpost setup --mode outbox\" to bring it up to date",
+                losses.join(", ")
+            ),
+        ));
+    }
+    let ledger = Ledger::open(&config.state_dir)?;
+    ledger.require_unbroken()?;
+    let reader = outbox_reader(&client, &config.database).await?;
+    if ledger.checkpoint()?.is_some() {
+        require_mode(config, ledger.identity()?.as_ref())?;
+        let identity = Identity {
+            system_id: system_id(&client, &config.database).await?,
+            database: config.database.database.clone(),
+            slot: reader_name(&reader.unwrap_or_default()),
+        };
+        require_identity(config, ledger.identity()?, &identity)?;
+        return Ok(Prepared { ledger, identity, catalog });
+    }
+    if reader.is_some() {
+        return Err(Error::new(
+            Kind::LedgerMismatch,
+            format!(
+                "the outbox belongs to another ledger than the one in {}: correct state.dir, or take it over with \"flagpost \
+                 setup --resnapshot\" (the other one stops then)",
+                config.state_dir.display()
+            ),
+        ));
+    }
+    let (ledger, identity) = fill_from_outbox(config, &client, ledger, &catalog).await?;
+    Ok(Prepared { ledger, identity, catalog })
+}
+
+/// Takes the outbox over and fills the mirror from a snapshot.
+pub async fn fill_from_outbox(
+    config: &Config,
+    client: &Client,
+    ledger: Ledger,
+    catalog: &Catalog,
+) -> Result<(Ledger, Identity)> {
+    let info = &config.database;
+    let identity = Identity {
+        system_id: system_id(client, info).await?,
+        database: info.database.clone(),
+        slot: reader_name(&claim_outbox(client, info).await?),
+    };
+    forget_failures(client, info).await?;
+    let view = outbox_view(info).await?;
+    let ledger = baseline::fill(config, ledger, catalog, &identity, view).await?;
+    Ok((ledger, identity))
+}
+
+/// Where the ledger says that reading goes on.
+pub fn origin(config: &Config, ledger: &Ledger, identity: &Identity) -> Result<Origin> {
+    let from = ledger.checkpoint()?.unwrap_or_default();
+    let (info, system_id) = (config.database.clone(), identity.system_id.clone());
+    let Some(reader) = reader_of(&identity.slot) else {
+        return Ok(Origin::Replication(Follow {
+            info,
+            names: config.names.clone(),
+            system_id,
+            from,
+            until: None,
+        }));
+    };
+    let cursor = ledger.cursor()?.unwrap_or_default();
+    let place = cursor.parse().map_err(|e: String| {
+        Error::new(
+            Kind::LedgerMismatch,
+            format!("the ledger's place in the outbox cannot be read ({e}): begin anew with \"flagpost setup --resnapshot\""),
+        )
+    })?;
+    let (ledger, poll) = (reader.to_owned(), config.poll);
+    Ok(Origin::Outbox(Reading { info, system_id, ledger, from, place, poll, until: None }))
+}
+
+/// What must cover the tables.
+pub fn covering(config: &Config) -> Covering {
+    match config.mode {
+        Mode::Replication => Covering::Publication(config.names.publication.clone()),
+        Mode::Outbox => Covering::Outbox(config.outbox.clone()),
+    }
+}
+
+/// Endpoints that ask for tags would never be sent anything by a Flagsmith that has none.
+pub fn require_tags(config: &Config, catalog: &Catalog) -> Result<()> {
+    let lacking = catalog.lacking(&[Table::Tag, Table::FeatureTag]);
+    let asking = config.subscriptions.iter().find(|subscription| subscription.asks_for_tags());
+    let Some(asking) = asking.filter(|_| !lacking.is_empty()) else { return Ok(()) };
+    Err(Error::new(
+        Kind::DatabaseRefuses,
+        format!(
+            "webhooks.endpoint {:?} asks for tags, and this Flagsmith has none (the database lacks {}): nothing would be sent; \
+             remove tags from the entry, or update Flagsmith",
+            asking.name.as_str(),
+            lacking.join(", ")
+        ),
+    ))
+}
+
+async fn require_publication(
+    config: &Config,
+    client: &Client,
+    catalog: &Catalog,
+) -> Result<()> {
+    let name = &config.names.publication;
+    let Some(publication) = Publication::read(client, &config.database, catalog, name).await? else {
+        return Err(Error::new(
+            Kind::DatabaseRefuses,
+            format!("publication {name:?} does not exist: run \"flagpost setup\""),
+        ));
+    };
+    let missing = publication.missing(catalog);
+    if missing.is_empty() && publication.all_operations {
+        return Ok(());
+    }
+    let what = if missing.is_empty() { "some operations".to_owned() } else { missing.join(", ") };
+    Err(Error::new(
+        Kind::DatabaseRefuses,
+        format!(
+            "publication {name:?} does not publish {what}: run \"flagpost setup\" to bring it up to date"
+        ),
+    ))
+}
+
+fn require_identity(config: &Config, found: Option<Identity>, expected: &Identity) -> Result<()> {
+    if found.as_ref() == Some(expected) {
+        return Ok(());
+    }
+    let found = found.map_or_else(
+        || "an unknown database".to_owned(),
+        |id| format!("cluster {}, database {:?}, slot {:?}", id.system_id, id.database, id.slot),
+    );
+    Err(Error::new(
+        Kind::LedgerMismatch,
+        format!(
+            "the ledger in {} belongs to {found}, not to cluster {}, database {:?}, slot {:?}: correct database.url, \
+             source.slot or state.dir, or begin anew with \"flagpost setup --resnapshot\"",
+            config.state_dir.display(),
+            expected.system_id,
+            expected.database,
+            expected.slot
+        ),
+    ))
+}
+
+/// `Err` if the ledger goes on in the other source than the one that is configured.
+fn require_mode(config: &Config, found: Option<&Identity>) -> Result<()> {
+    let is_outbox = found.is_some_and(|identity| reader_of(&identity.slot).is_some());
+    let (mode, other) = if is_outbox { ("outbox", "replication") } else { ("replication", "outbox") };
+    if is_outbox == (config.mode == Mode::Outbox) {
+        return Ok(());
+    }
+    Err(Error::new(
+        Kind::LedgerMismatch,
+        format!(
+            "the ledger in {} reads by source.mode \"{mode}\" and the configuration says \"{other}\": set source.mode = \"{mode}\", \
+             or change over with \"flagpost switch-source {other}\"",
+            config.state_dir.display()
+        ),
+    ))
+}

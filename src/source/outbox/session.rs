@@ -1,0 +1,127 @@
+//! One connection to the outbox, and the statements that are run on it. Each stands alone and is sent without a name, so a
+//! pooler that gives every transaction another of the server's sessions does no harm: only notifications do not come then.
+
+use std::sync::Arc;
+
+use tokio::sync::Notify;
+use tokio_postgres::types::Type;
+use tokio_postgres::{Client, RowStream};
+
+use super::place::{Place, Snapshot};
+use crate::change::Micros;
+use crate::error::{Error, Kind, Result};
+use crate::source::conn_info::ConnInfo;
+use crate::source::observe::system_id;
+use crate::source::sql::{connect_notified, sql_error};
+
+const LOOK: &str = include_str!("../../../sql/outbox_look.sql");
+const READ: &str = include_str!("../../../sql/outbox_read.sql");
+const TAKE_AWAY: &str = include_str!("../../../sql/outbox_take_away.sql");
+
+/// See the module's documentation.
+pub(super) struct Session {
+    client: Client,
+    info: ConnInfo,
+    notified: Arc<Notify>,
+}
+
+/// What a look at the outbox shows.
+pub(super) struct Look {
+    /// What can be seen.
+    pub(super) snapshot: Snapshot,
+    /// The server's clock before that.
+    pub(super) time: Micros,
+    /// Whether there is something that the snapshot before did not see.
+    pub(super) waits: bool,
+    /// Statements that were not captured.
+    pub(super) failures: i64,
+    /// The ledger that it belongs to; empty when to none.
+    pub(super) ledger: String,
+    /// [`Snapshot::xmax`] of what has been taken away.
+    pub(super) consumed: Option<u64>,
+}
+
+impl Session {
+    pub(super) async fn open(info: &ConnInfo) -> Result<Session> {
+        let notified = Arc::new(Notify::new());
+        let client = connect_notified(info, Arc::clone(&notified)).await?;
+        let session = Session { client, info: info.clone(), notified };
+        session.run("listening", "LISTEN flagpost").await?;
+        Ok(session)
+    }
+
+    /// Waits until something is committed to the outbox. That it was not told means nothing.
+    pub(super) async fn notified(&self) {
+        self.notified.notified().await;
+    }
+
+    /// The cluster's system identifier.
+    pub(super) async fn system_id(&self) -> Result<String> {
+        system_id(&self.client, &self.info).await
+    }
+
+    pub(super) async fn look(&self, since: &Snapshot) -> Result<Look> {
+        let row = self
+            .client
+            .query_typed_opt(LOOK, &[(&since.as_str(), Type::TEXT)])
+            .await
+            .map_err(|e| not_there(&self.info, &e))?
+            .ok_or_else(|| garbled(&"table flagpost.reader is empty"))?;
+        let snapshot: String = row.try_get(0).map_err(|e| garbled(&e))?;
+        let consumed: Option<String> = row.try_get(5).map_err(|e| garbled(&e))?;
+        Ok(Look {
+            snapshot: snapshot.parse().map_err(|e: String| garbled(&e))?,
+            time: Micros(row.try_get(1).map_err(|e| garbled(&e))?),
+            waits: row.try_get(2).map_err(|e| garbled(&e))?,
+            failures: row.try_get::<_, Option<i64>>(3).map_err(|e| garbled(&e))?.unwrap_or(0),
+            ledger: row.try_get(4).map_err(|e| garbled(&e))?,
+            consumed: consumed.and_then(|xmax| xmax.parse().ok()),
+        })
+    }
+
+    /// The rows of a batch that come after its place, as `sql/outbox_read.sql` has them.
+    pub(super) async fn rows(&self, place: &Place) -> Result<RowStream> {
+        let (before, batch) = (place.before.as_str(), place.batch.as_str());
+        let parameters: [(&(dyn tokio_postgres::types::ToSql + Sync), Type); 3] =
+            [(&before, Type::TEXT), (&batch, Type::TEXT), (&place.seq, Type::INT8)];
+        self.client.query_typed_raw(READ, parameters).await.map_err(|e| self.failed(&e))
+    }
+
+    /// The error of reading rows.
+    pub(super) fn failed(&self, error: &tokio_postgres::Error) -> Error {
+        sql_error(&self.info, "reading the outbox", error)
+    }
+
+    /// Takes away what the snapshot sees.
+    pub(super) async fn take_away(&self, ledger: &str, consumed: &Snapshot) -> Result<()> {
+        let sql = TAKE_AWAY
+            .replace("{consumed}", consumed.as_str())
+            .replace("{ledger}", &ledger.replace('\'', "''"));
+        self.run("taking away what has been read of the outbox", &sql).await
+    }
+
+    async fn run(&self, doing: &str, sql: &str) -> Result<()> {
+        self.client.batch_execute(sql).await.map_err(|e| sql_error(&self.info, doing, &e))
+    }
+}
+
+/// The error of a first look: where nothing is installed, that is what the operator must hear.
+pub(super) fn not_there(info: &ConnInfo, error: &tokio_postgres::Error) -> Error {
+    let code = error.code().map(|code| code.code());
+    // Undefined table, undefined schema.
+    if code.is_some_and(|code| code == "42P01" || code == "3F000") {
+        return Error::new(
+            Kind::SlotLost,
+            "the outbox is not there (schema flagpost lacks what it needs): run \"flagpost setup --mode outbox\"; if it was there \
+             before, what changed since it went is lost, and --resnapshot begins anew",
+        );
+    }
+    sql_error(info, "looking at the outbox", error)
+}
+
+fn garbled(why: &dyn std::fmt::Display) -> Error {
+    Error::new(
+        Kind::DatabaseRefuses,
+        format!("the outbox has another shape ({why}): run \"flagpost setup --mode outbox\" to bring it up to date"),
+    )
+}
