@@ -9,8 +9,9 @@ use crate::error::{Error, Kind, Result};
 use crate::ledger::{Identity, Ledger};
 use crate::schema::Table;
 use crate::source::{
-    Catalog, Covering, Follow, Origin, Publication, Reading, Replication, claim_outbox, connect, exported_view,
-    forget_failures, outbox_reader, outbox_view, reader_name, reader_of, server_facts, system_id,
+    Catalog, Covering, Follow, Origin, Publication, Reading, Replication, claim_outbox, connect,
+    exported_view, forget_failures, outbox_reader, outbox_view, reader_name, reader_of, server_facts,
+    system_id,
 };
 
 /// The name of the slot that lives only while a mirror is filled for a slot that was made before.
@@ -184,11 +185,7 @@ pub fn require_tags(config: &Config, catalog: &Catalog) -> Result<()> {
     ))
 }
 
-async fn require_publication(
-    config: &Config,
-    client: &Client,
-    catalog: &Catalog,
-) -> Result<()> {
+async fn require_publication(config: &Config, client: &Client, catalog: &Catalog) -> Result<()> {
     let name = &config.names.publication;
     let Some(publication) = Publication::read(client, &config.database, catalog, name).await? else {
         return Err(Error::new(

@@ -61,7 +61,9 @@ pub(super) async fn setup(config: &Config, options: &Options) -> Result<u8> {
         if mode != config.mode {
             say!("now set source.mode = \"{}\" in the configuration", mode.name());
         }
-        say!("done: start it with \"flagpost run\", and set DISABLE_WEBHOOKS=true in Flagsmith's environment");
+        say!(
+            "done: start it with \"flagpost run\", and set DISABLE_WEBHOOKS=true in Flagsmith's environment"
+        );
     }
     Ok(0)
 }

@@ -33,11 +33,12 @@ pub use observe::{
     system_id, unreadable_tables, unusable_identities,
 };
 pub use outbox::{
-    Assembler, Finding, Outbox, Place, Reading, Record, Snapshot, claim_outbox, current_snapshot, forget_failures,
-    has_outbox,    outbox_reader, outbox_view, reader_name, reader_of,
+    Assembler, Finding, Outbox, Place, Reading, Record, Snapshot, claim_outbox, current_snapshot,
+    forget_failures, has_outbox, outbox_reader, outbox_view, reader_name, reader_of,
 };
 pub use publication::{
-    Publication, Step, grant_steps, publication_steps, read_grants, read_role_steps, slot_step, uninstall_step,
+    Publication, Step, grant_steps, publication_steps, read_grants, read_role_steps, slot_step,
+    uninstall_step,
 };
 pub use replication::{Exported, Names, PLUGIN, Replication, Server, SlotState};
 pub use snapshot::{Progress, View, adopt, copy_tables, exported_view, fetch, server_clock};

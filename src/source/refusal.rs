@@ -62,7 +62,10 @@ pub(crate) fn refusal(info: &ConnInfo, doing: &str, sqlstate: &str, message: &st
             "this is no Flagsmith database that flagpost knows: \"flagpost check\" lists what is missing",
         ),
         // A deadlock, a timeout of the server's or the role's.
-        "57014" | "55P03" => told(Kind::DatabaseUnreachable, "trying again may help; a timeout of this role's may be too short"),
+        "57014" | "55P03" => told(
+            Kind::DatabaseUnreachable,
+            "trying again may help; a timeout of this role's may be too short",
+        ),
         code if code.starts_with("40") => told(Kind::DatabaseUnreachable, "trying again helps"),
         // Starting up, shutting down, a lost connection, out of resources: it passes.
         code if code.starts_with("57P") || code.starts_with("08") || code.starts_with("53") => {

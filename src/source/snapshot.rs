@@ -59,7 +59,8 @@ pub async fn adopt(client: &Client, info: &ConnInfo, snapshot: &str) -> Result<(
 /// The server's clock. What is live by then when a mirror is filled is part of the baseline; what comes later is told.
 pub async fn server_clock(client: &Client, info: &ConnInfo) -> Result<Micros> {
     let sql = "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint";
-    let row = client.query_typed_one(sql, &[]).await.map_err(|e| sql_error(info, "asking for the time", &e))?;
+    let row =
+        client.query_typed_one(sql, &[]).await.map_err(|e| sql_error(info, "asking for the time", &e))?;
     Ok(Micros(row.get(0)))
 }
 

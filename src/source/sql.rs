@@ -33,7 +33,8 @@ pub(crate) const PINNED: [(&str, &str); 6] = [
 
 /// The statements that pin the text forms, each begun with `set`: `SET`, or `SET LOCAL` for this transaction.
 pub(super) fn pinned(set: &str) -> String {
-    let settings: Vec<String> = PINNED.iter().map(|(name, value)| format!("{set} {name} = '{value}'")).collect();
+    let settings: Vec<String> =
+        PINNED.iter().map(|(name, value)| format!("{set} {name} = '{value}'")).collect();
     settings.join("; ")
 }
 
@@ -47,10 +48,7 @@ pub(super) async fn connect_notified(info: &ConnInfo, notified: Arc<Notify>) -> 
     let connecting = async {
         let transport = Transport::connect(info).await?;
         let client = start(info, transport, notified).await?;
-        client
-            .batch_execute(&pinned("SET"))
-            .await
-            .map_err(|e| sql_error(info, "preparing a session", &e))?;
+        client.batch_execute(&pinned("SET")).await.map_err(|e| sql_error(info, "preparing a session", &e))?;
         Ok(client)
     };
     tokio::time::timeout(info.connect_timeout, connecting).await.map_err(|_| timed_out(info))?

@@ -12,12 +12,12 @@ use flagpost::demo::receiver::{Received, Receiver};
 use serde_json::{Value as Json, json};
 use tokio_postgres::Client;
 
-use crate::support::{Source, on_both_sources};
 use crate::support::flagsmith::{self, Schema};
 use crate::support::golden;
 use crate::support::oracle::{Effective, flag_events};
 use crate::support::process::Daemon;
 use crate::support::replay::{Pace, Replay, cases, timestamp};
+use crate::support::{Source, on_both_sources};
 
 /// Longer than the settle window (100 ms), so that what a case began is closed when its marker is committed.
 const SETTLED: Duration = Duration::from_millis(160);

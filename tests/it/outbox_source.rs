@@ -7,7 +7,8 @@ use std::time::Duration;
 use flagpost::change::{Field, Lsn, Op, Row, RowChange, Transaction};
 use flagpost::schema::{Table, audit_log};
 use flagpost::source::{
-    BUDGET, Catalog, Channels, Delivery, Feed, Item, Origin, Outbox, Reading, claim_outbox, outbox_view, system_id,
+    BUDGET, Catalog, Channels, Delivery, Feed, Item, Origin, Outbox, Reading, claim_outbox, outbox_view,
+    system_id,
 };
 use tokio::sync::{Notify, Semaphore, mpsc, watch};
 

@@ -8,8 +8,8 @@ use flagpost::demo::cluster::{Auth, Cluster, Options, Tls};
 use flagpost::error::{Kind, Result};
 use flagpost::schema::{Table, feature_state, state_value};
 use flagpost::source::{
-    BUDGET, Catalog, Channels, ConnInfo, Delivery, Feed, Follow, Item, Names, Origin, Publication, Replication,
-    adopt, connect, copy_tables, publication_steps,
+    BUDGET, Catalog, Channels, ConnInfo, Delivery, Feed, Follow, Item, Names, Origin, Publication,
+    Replication, adopt, connect, copy_tables, publication_steps,
 };
 use tokio::sync::{Notify, Semaphore, mpsc, watch};
 use tokio_postgres::Client;

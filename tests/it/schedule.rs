@@ -15,9 +15,7 @@ use crate::support::{Source, on_both_sources};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
-on_both_sources!(
-    a_scheduled_change_is_told_at_its_moment_once_over_restarts_and_never_when_it_was_withdrawn,
-);
+on_both_sources!(a_scheduled_change_is_told_at_its_moment_once_over_restarts_and_never_when_it_was_withdrawn,);
 
 struct Scene {
     client: Client,
@@ -99,7 +97,9 @@ fn flag(received: &Received) -> String {
     data["new_state"]["feature"]["name"].as_str().unwrap().to_owned()
 }
 
-async fn a_scheduled_change_is_told_at_its_moment_once_over_restarts_and_never_when_it_was_withdrawn(source: Source) {
+async fn a_scheduled_change_is_told_at_its_moment_once_over_restarts_and_never_when_it_was_withdrawn(
+    source: Source,
+) {
     let scene = Scene::new(source).await;
     let daemon = Daemon::start(&scene.installation).await;
     let first = scene.schedule(1, SignedDuration::from_millis(900)).await;

@@ -4,8 +4,8 @@ use tokio_postgres::Client;
 
 use super::report::{Group, Report};
 use crate::config::Config;
-use crate::prepare::require_tags;
 use crate::error::Kind;
+use crate::prepare::require_tags;
 use crate::schema::{Need, Table, feature_segment, feature_state};
 use crate::source::{
     Catalog, Listener, Publication, listeners, publication_steps, read_grants, unreadable_tables,

@@ -9,7 +9,12 @@ use crate::ledger::Ledger;
 use crate::prepare::fill_from_outbox;
 use crate::source::{Catalog, has_outbox, outbox_reader, read_role_steps, reader_of};
 
-pub(super) async fn setup(config: &Config, options: &Options, client: &Client, catalog: &Catalog) -> Result<()> {
+pub(super) async fn setup(
+    config: &Config,
+    options: &Options,
+    client: &Client,
+    catalog: &Catalog,
+) -> Result<()> {
     let install = config.outbox.install_step(catalog);
     if options.print {
         show(&install);
@@ -50,13 +55,17 @@ async fn continues(
     let lost = |why: String| {
         Err(Error::new(
             Kind::SlotLost,
-            format!("{why}: run \"flagpost setup --resnapshot\" to begin anew (what changed in between is not sent)"),
+            format!(
+                "{why}: run \"flagpost setup --resnapshot\" to begin anew (what changed in between is not sent)"
+            ),
         ))
     };
     if ledger.checkpoint()?.is_none() {
         return match reader {
             None => Ok(false),
-            Some(_) => lost("the outbox belongs to a ledger in another state.dir, which would lose it".into()),
+            Some(_) => {
+                lost("the outbox belongs to a ledger in another state.dir, which would lose it".into())
+            }
         };
     }
     let known = ledger.identity()?.map(|identity| identity.slot).unwrap_or_default();
@@ -70,7 +79,9 @@ async fn continues(
         ));
     };
     if reader != Some(known) {
-        return lost("the ledger has been filled before, and its outbox is gone or belongs to another".into());
+        return lost(
+            "the ledger has been filled before, and its outbox is gone or belongs to another".into(),
+        );
     }
     ledger.require_unbroken()?;
     let losses = config.outbox.losses(client, &config.database, catalog).await?;

@@ -12,7 +12,12 @@ use crate::source::{
     slot_step, unusable_identities,
 };
 
-pub(super) async fn setup(config: &Config, options: &Options, client: Client, catalog: &Catalog) -> Result<()> {
+pub(super) async fn setup(
+    config: &Config,
+    options: &Options,
+    client: Client,
+    catalog: &Catalog,
+) -> Result<()> {
     require_identities(config, &client, catalog).await?;
     let existing = Publication::read(&client, &config.database, catalog, &config.names.publication).await?;
     let mut steps = publication_steps(catalog, &config.names, existing.as_ref());

@@ -18,7 +18,8 @@ const POLL: std::time::Duration = std::time::Duration::from_millis(100);
 /// Whether something is installed, whole or not.
 pub async fn has_outbox(client: &Client, info: &ConnInfo) -> Result<bool> {
     let sql = "SELECT to_regnamespace('flagpost') IS NOT NULL";
-    let row = client.query_typed_one(sql, &[]).await.map_err(|e| sql_error(info, "looking for the outbox", &e))?;
+    let row =
+        client.query_typed_one(sql, &[]).await.map_err(|e| sql_error(info, "looking for the outbox", &e))?;
     Ok(row.get(0))
 }
 

@@ -47,13 +47,21 @@ impl fmt::Display for Finding {
 
 impl Outbox {
     /// What is wrong with it, nothing if it is whole. Runs also where nothing is installed.
-    pub async fn findings(&self, client: &Client, info: &ConnInfo, catalog: &Catalog) -> Result<Vec<Finding>> {
+    pub async fn findings(
+        &self,
+        client: &Client,
+        info: &ConnInfo,
+        catalog: &Catalog,
+    ) -> Result<Vec<Finding>> {
         let rows = client
             .query_typed(&self.check_query(catalog), &[])
             .await
             .map_err(|e| sql_error(info, "looking at the outbox's triggers", &e))?;
-        let finding =
-            |row: &tokio_postgres::Row| Finding { finding: row.get(0), subject: row.get(1), detail: row.get(2) };
+        let finding = |row: &tokio_postgres::Row| Finding {
+            finding: row.get(0),
+            subject: row.get(1),
+            detail: row.get(2),
+        };
         Ok(rows.iter().map(finding).collect())
     }
 

@@ -55,7 +55,15 @@ impl Assembler {
         let before = if is_same { None } else { self.open.take() };
         let (open, last) = self.open.get_or_insert_with(|| {
             let none = Vec::new();
-            (Transaction { end_lsn: Lsn::default(), xid: record.xid, commit_time: record.at, changes: none }, record.seq)
+            (
+                Transaction {
+                    end_lsn: Lsn::default(),
+                    xid: record.xid,
+                    commit_time: record.at,
+                    changes: none,
+                },
+                record.seq,
+            )
         });
         open.changes.extend(change);
         // The last time of a transaction is the nearest to its commit.
@@ -204,7 +212,8 @@ mod tests {
     fn rows_of_one_transaction_are_one_transaction_that_ends_with_the_last() {
         let records = [record(2, 11), record(3, 12), record(4, 12), record(1, 10), record(5, 10)];
         let all = transactions(&records).unwrap();
-        let facts: Vec<_> = all.iter().map(|(t, last)| (t.xid, *last, t.changes.len(), t.commit_time.0)).collect();
+        let facts: Vec<_> =
+            all.iter().map(|(t, last)| (t.xid, *last, t.changes.len(), t.commit_time.0)).collect();
         assert_eq!(facts, [(11, 2, 1, 20), (12, 4, 2, 40), (10, 5, 2, 50)]);
         assert_eq!(transactions(&[]).unwrap(), []);
     }

@@ -93,7 +93,8 @@ mod tests {
 
     #[test]
     fn a_place_comes_back_from_its_text() {
-        let place = Place { before: "10:12:".parse().unwrap(), batch: "11:20:11,13".parse().unwrap(), seq: 7 };
+        let place =
+            Place { before: "10:12:".parse().unwrap(), batch: "11:20:11,13".parse().unwrap(), seq: 7 };
         assert_eq!(place.to_string(), "10:12: 11:20:11,13 7");
         assert_eq!(place.to_string().parse::<Place>().unwrap(), place);
         assert_eq!(place.batch.xmax(), 20);
@@ -101,7 +102,9 @@ mod tests {
 
     #[test]
     fn what_is_no_snapshot_cannot_get_into_a_statement() {
-        for text in ["", "1", "1:2", "2:1:", "1:2:3,", "1:2:'", "1:2:3:4", "1:2:x", "-1:2:", "1:2:3 ", "1:2:3'--"] {
+        for text in
+            ["", "1", "1:2", "2:1:", "1:2:3,", "1:2:'", "1:2:3:4", "1:2:x", "-1:2:", "1:2:3 ", "1:2:3'--"]
+        {
             assert!(text.parse::<Snapshot>().is_err(), "{text:?}");
         }
     }

@@ -233,7 +233,9 @@ impl Reader {
         (mut transaction, last): (Transaction, i64),
         stop: &CancellationToken,
     ) -> Result<bool> {
-        let Some(place) = self.open.as_mut().filter(|_| !transaction.changes.is_empty()) else { return Ok(true) };
+        let Some(place) = self.open.as_mut().filter(|_| !transaction.changes.is_empty()) else {
+            return Ok(true);
+        };
         place.seq = last;
         let cursor = place.to_string();
         self.position = Lsn(self.position.0 + 1);
@@ -264,7 +266,9 @@ impl Reader {
     async fn take_away(&mut self) -> Result<()> {
         let durable = *self.channels.durable.borrow();
         let count = self.handed_on.iter().take_while(|(position, _)| *position <= durable).count();
-        let Some((_, consumed)) = count.checked_sub(1).and_then(|last| self.handed_on.get(last)) else { return Ok(()) };
+        let Some((_, consumed)) = count.checked_sub(1).and_then(|last| self.handed_on.get(last)) else {
+            return Ok(());
+        };
         self.session.take_away(&self.reading.ledger, consumed).await?;
         self.handed_on.drain(..count);
         Ok(())

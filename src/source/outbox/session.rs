@@ -122,6 +122,8 @@ pub(super) fn not_there(info: &ConnInfo, error: &tokio_postgres::Error) -> Error
 fn garbled(why: &dyn std::fmt::Display) -> Error {
     Error::new(
         Kind::DatabaseRefuses,
-        format!("the outbox has another shape ({why}): run \"flagpost setup --mode outbox\" to bring it up to date"),
+        format!(
+            "the outbox has another shape ({why}): run \"flagpost setup --mode outbox\" to bring it up to date"
+        ),
     )
 }
