@@ -1,17 +1,20 @@
-//! `flagpost uninstall`: drops slot and publication, so that nothing of flagpost is left in the database; with `--purge`
-//! the ledger's files too.
+//! `flagpost uninstall`: drops slot, publication and outbox, so that nothing of flagpost is left in the database; with
+//! `--purge` the ledger's files too.
 //!
-//! It never drops a slot that is not flagpost's, never one that somebody reads, and says so when nothing is there.
+//! It never drops a slot that is not flagpost's, never one that somebody reads, never the outbox of a daemon that runs on this
+//! ledger, and says so when nothing is there.
 
 use std::time::Duration;
 
 use clap::Args;
 use tokio_postgres::Client;
 
-use crate::config::Config;
+use crate::config::{Config, Mode};
 use crate::error::{Error, Kind, Result};
 use crate::ledger::{Ledger, Purge};
-use crate::source::{connect, has_publication, quoted, slot_facts, sql_error, uninstall_step};
+use crate::source::{
+    Catalog, connect, has_outbox, has_publication, quoted, slot_facts, sql_error, uninstall_step,
+};
 
 /// A daemon that has just been stopped leaves its slot only when the server has noticed.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -31,6 +34,11 @@ pub(super) struct Options {
 pub(super) async fn uninstall(config: &Config, options: &Options) -> Result<u8> {
     if options.print {
         say!("{}", uninstall_step(&config.names).sql.trim_end());
+        // Where the database cannot be asked, the triggers go with the schema.
+        let (has_outbox, catalog) = outbox(config).await.unwrap_or_default();
+        if has_outbox || config.mode == Mode::Outbox {
+            say!("{}", config.outbox.uninstall_step(&catalog).sql.trim_end());
+        }
         return Ok(0);
     }
     // Before anything is dropped: is a daemon running on this ledger?
@@ -38,6 +46,7 @@ pub(super) async fn uninstall(config: &Config, options: &Options) -> Result<u8> 
     let client = connect(&config.database).await?;
     drop_slot(config, &client).await?;
     drop_publication(config, &client).await?;
+    drop_outbox(config, &client, purge.is_some()).await?;
     match purge {
         Some(purge) => remove_ledger(purge)?,
         None => tell_of_ledger(config),
@@ -94,6 +103,29 @@ async fn drop_publication(config: &Config, client: &Client) -> Result<()> {
         return Ok(());
     }
     run(config, client, "dropping the publication", &format!("DROP PUBLICATION {};", quoted(name))).await
+}
+
+/// Whether there is an outbox, and the tables that have triggers then.
+async fn outbox(config: &Config) -> Result<(bool, Catalog)> {
+    let client = connect(&config.database).await?;
+    let catalog = Catalog::read(&client, &config.database, &config.names.schema).await?;
+    Ok((has_outbox(&client, &config.database).await?, catalog))
+}
+
+async fn drop_outbox(config: &Config, client: &Client, holds_ledger: bool) -> Result<()> {
+    if !has_outbox(client, &config.database).await? {
+        say!("there is no outbox: nothing to drop");
+        return Ok(());
+    }
+    if config.mode == Mode::Outbox && !holds_ledger && Ledger::is_in_use(&config.state_dir) {
+        return Err(Error::new(
+            Kind::SlotInUse,
+            "a daemon reads the outbox: stop it first, then run \"flagpost uninstall\" again",
+        ));
+    }
+    let catalog = Catalog::read(client, &config.database, &config.names.schema).await?;
+    let step = config.outbox.uninstall_step(&catalog);
+    run(config, client, &step.what, step.sql.trim_end()).await
 }
 
 async fn run(config: &Config, client: &Client, doing: &str, statement: &str) -> Result<()> {

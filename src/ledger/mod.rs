@@ -125,6 +125,11 @@ impl Ledger {
         fs::metadata(directory.join(FILE)).is_ok_and(|file| file.len() > 0)
     }
 
+    /// Whether another process writes to the ledger in `directory` now.
+    pub fn is_in_use(directory: &Path) -> bool {
+        Ledger::exists(directory) && lock(directory).is_err_and(|error| error.kind() == Kind::LedgerMismatch)
+    }
+
     fn failed(&self) -> impl Fn(rusqlite::Error) -> Error + '_ {
         |e| schema::unusable(&self.path, e)
     }

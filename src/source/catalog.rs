@@ -18,7 +18,7 @@ const COLUMN_LISTS: u32 = 150_000;
 const OLDEST: u32 = 140_000;
 
 /// The tables of [`crate::schema`] that the database has, with those of their columns that flagpost reads.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Catalog {
     /// `server_version_num`
     pub version: u32,
