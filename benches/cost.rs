@@ -31,9 +31,10 @@ use tokio::sync::{Notify, Semaphore, mpsc, watch};
 use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
 
-/// One autocommit statement: a flag is switched.
+/// One autocommit statement: a flag is switched. Django writes all columns.
 const UPDATE: &str = "\\set id random(1001, 2000)
-UPDATE features_featurestate SET enabled = NOT enabled, updated_at = now() WHERE id = :id;
+\\set enabled random(0, 1)
+UPDATE features_featurestate SET enabled = (:enabled = 1), environment_id = 1, feature_id = :id, identity_id = NULL, feature_segment_id = NULL, created_at = '2026-11-24T02:35:23.988495+00:00'::timestamptz, live_from = '2026-11-24T02:35:23.987160+00:00'::timestamptz, updated_at = now(), version = 1, change_request_id = NULL, uuid = '37e03cf5-933e-4b36-90c2-21575de5400b'::uuid, deleted_at = NULL, environment_feature_version_id = NULL, mv_hashing_salt = NULL WHERE id = :id;
 ";
 
 /// What one click makes of state and value: the transactions of `tests/golden/cases/014-value-and-enabled-changed.json`.
@@ -59,7 +60,8 @@ UPDATE environments_environment SET updated_at = now() WHERE id = :environment;
 COMMIT;
 ";
 
-/// A thousand flags, a hundred environments, and ids for what is inserted.
+/// A thousand flags, a hundred environments, ids for what is inserted, and the indexes that Django makes for foreign keys (the
+/// recorded schema has none).
 const ROWS: &str = "
     INSERT INTO features_featurestate (id, enabled, environment_id, feature_id, created_at, live_from, updated_at, version, uuid)
         SELECT n, false, 1, n, now(), now(), now(), 1, gen_random_uuid() FROM generate_series(1001, 2000) n;
@@ -70,7 +72,13 @@ const ROWS: &str = "
             use_identity_overrides_in_local_eval, is_creating, uuid)
         SELECT n, 'environment ' || n, now(), md5(n::text), 1, false, true, now(), true, false, false, true, false, gen_random_uuid()
         FROM generate_series(1, 100) n;
-    CREATE SEQUENCE ids;";
+    CREATE SEQUENCE ids;
+    DO $$ DECLARE c record; BEGIN
+        FOR c IN SELECT attrelid::regclass AS relation, attname FROM pg_attribute JOIN pg_class ON pg_class.oid = attrelid
+                 WHERE relnamespace = 'public'::regnamespace AND relkind = 'r' AND attnum > 0 AND attname LIKE '%\\_id'
+                       AND attname NOT IN ('history_id', 'related_object_id', 'history_record_id') LOOP
+            EXECUTE format('CREATE INDEX ON %s (%I)', c.relation, c.attname);
+        END LOOP; END $$;";
 
 /// How the outbox is emptied meanwhile, as the daemon will: what is below the horizon.
 const TAKE: &str = "DELETE FROM flagpost.outbox WHERE xid < pg_snapshot_xmin(pg_current_snapshot())";
@@ -275,7 +283,7 @@ fn main() {
             scenes.push(Scene::new(variant).await);
         }
         for (name, what, script) in [
-            ("update", "a flag is switched with one UPDATE", UPDATE),
+            ("update", "a flag is switched, one UPDATE", UPDATE),
             ("click", "a click: seven statements, five commits", CLICK),
         ] {
             for clients in [1, 8].into_iter().filter(|_| wants(name)) {
