@@ -17,4 +17,4 @@ test:
 
 bench:
 	@tools/needs build postgres
-	cargo bench --locked --bench pipeline
+	cargo bench --locked --bench pipeline --bench cost

@@ -25,7 +25,7 @@ CREATE TABLE IF NOT EXISTS flagpost.outbox (
     seq        bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     xid        xid8 NOT NULL DEFAULT pg_current_xact_id(),
     at         timestamptz NOT NULL DEFAULT clock_timestamp(),
-    op         "char" NOT NULL CHECK (op IN ('I', 'U', 'D', 'T', 'C')),  -- C: the commit, which belongs to no table
+    op         "char" NOT NULL,  -- I, U, D, T (truncated), or C: the commit, which belongs to no table
     table_name text,
     old_row    jsonb,  -- only the columns that the trigger names
     new_row    jsonb,
@@ -88,24 +88,46 @@ CREATE OR REPLACE FUNCTION flagpost.capture() RETURNS trigger
     SET jit = off               -- and one that was made for a million for one
 AS $$
 DECLARE
-    second   text := extract(epoch FROM now())::bigint;
-    is_first boolean;
     is_alone boolean := now() = statement_timestamp();
+    is_first boolean := false;
+    is_done  boolean := false;
 BEGIN
-    IF current_setting('flagpost.looked', true) IS DISTINCT FROM second THEN
+    IF current_setting('flagpost.looked', true) IS DISTINCT FROM extract(epoch FROM now())::bigint::text THEN
         IF pg_table_size('flagpost.outbox') >= {cap} THEN
             RAISE EXCEPTION USING ERRCODE = 'configuration_limit_exceeded',
                 MESSAGE = 'flagpost.outbox has reached its cap of {cap} bytes: start flagpost, or uninstall its outbox';
         END IF;
-        PERFORM set_config('flagpost.looked', second, false);
+        PERFORM set_config('flagpost.looked', extract(epoch FROM now())::bigint::text, false);
     END IF;
-    -- Noted for this transaction only, and forgotten with a savepoint, as is the row that it stands for.
-    is_first := current_setting('flagpost.noted', true) IS DISTINCT FROM pg_current_xact_id_if_assigned()::text;
+    IF NOT is_alone THEN
+        -- Noted for this transaction only, and forgotten with a savepoint, as is the row that it stands for.
+        is_first := current_setting('flagpost.noted', true) IS DISTINCT FROM pg_current_xact_id_if_assigned()::text;
+    END IF;
 
-    IF TG_OP = 'INSERT' THEN
+    -- What Flagsmith does nearly always, one row that has nothing to digest, takes a short way: every function and every node
+    -- of a query costs time before the first row. Of more than one row these write none. OFFSET 0 lets a row be made once.
+    IF TG_OP = 'UPDATE' AND TG_ARGV[0] = '' THEN
+        INSERT INTO flagpost.outbox (op, table_name, old_row, new_row, is_first)
+        SELECT 'U', TG_TABLE_NAME,
+               (SELECT o.r - ARRAY(SELECT jsonb_object_keys(o.r - TG_ARGV)) FROM (SELECT to_jsonb(x) AS r FROM old_rows x OFFSET 0) o),
+               n.r - ARRAY(SELECT jsonb_object_keys(n.r - TG_ARGV)), is_first
+        FROM (SELECT to_jsonb(x) AS r FROM new_rows x OFFSET 0) n
+        WHERE NOT EXISTS (SELECT FROM new_rows OFFSET 1 LIMIT 1);
+        is_done := FOUND;
+    ELSIF TG_OP = 'INSERT' THEN
+        INSERT INTO flagpost.outbox (op, table_name, new_row, is_first)
+        SELECT 'I', TG_TABLE_NAME, n.r - ARRAY(SELECT jsonb_object_keys(n.r - TG_ARGV)), is_first
+        FROM (SELECT to_jsonb(x) AS r FROM new_rows x OFFSET 0) n
+        WHERE n.r ->> TG_ARGV[0] IS NULL AND NOT EXISTS (SELECT FROM new_rows OFFSET 1 LIMIT 1);
+        is_done := FOUND;
+    END IF;
+
+    IF is_done THEN
+        NULL;
+    ELSIF TG_OP = 'INSERT' THEN
         INSERT INTO flagpost.outbox (op, table_name, new_row, is_first)
         SELECT 'I', TG_TABLE_NAME, n.r - ARRAY(SELECT jsonb_object_keys(n.r - TG_ARGV)),
-               is_first AND NOT is_alone AND n.i = 1
+               is_first AND n.i = 1
         FROM (SELECT row_number() OVER () AS i, CASE WHEN TG_ARGV[0] = '' THEN to_jsonb(x)
                          ELSE flagpost.digested(to_jsonb(x), TG_ARGV[0]) END AS r FROM new_rows x) n;
     ELSIF TG_OP = 'UPDATE' THEN
@@ -113,7 +135,7 @@ BEGIN
         -- lose rows whose key has changed.
         INSERT INTO flagpost.outbox (op, table_name, old_row, new_row, is_first)
         SELECT 'U', TG_TABLE_NAME, o.r - ARRAY(SELECT jsonb_object_keys(o.r - TG_ARGV)),
-               n.r - ARRAY(SELECT jsonb_object_keys(n.r - TG_ARGV)), is_first AND NOT is_alone AND i = 1
+               n.r - ARRAY(SELECT jsonb_object_keys(n.r - TG_ARGV)), is_first AND i = 1
         FROM (SELECT row_number() OVER () AS i, CASE WHEN TG_ARGV[0] = '' THEN to_jsonb(x)
                          ELSE flagpost.digested(to_jsonb(x), TG_ARGV[0]) END AS r FROM old_rows x) o
         JOIN (SELECT row_number() OVER () AS i, CASE WHEN TG_ARGV[0] = '' THEN to_jsonb(x)
@@ -122,19 +144,19 @@ BEGIN
     ELSIF TG_OP = 'DELETE' THEN
         INSERT INTO flagpost.outbox (op, table_name, old_row, is_first)
         SELECT 'D', TG_TABLE_NAME, o.r - ARRAY(SELECT jsonb_object_keys(o.r - TG_ARGV)),
-               is_first AND NOT is_alone AND o.i = 1
+               is_first AND o.i = 1
         FROM (SELECT row_number() OVER () AS i, CASE WHEN TG_ARGV[0] = '' THEN to_jsonb(x)
                          ELSE flagpost.digested(to_jsonb(x), TG_ARGV[0]) END AS r FROM old_rows x) o;
     ELSE
         INSERT INTO flagpost.outbox (op, table_name, is_first)
-        VALUES ('T', TG_TABLE_NAME, is_first AND NOT is_alone);
+        VALUES ('T', TG_TABLE_NAME, is_first);
     END IF;
 
-    IF FOUND AND is_first THEN
-        IF NOT is_alone THEN
+    IF FOUND THEN
+        IF is_first THEN
             -- flagpost.commits() does the rest when the transaction commits.
             PERFORM set_config('flagpost.noted', pg_current_xact_id()::text, true);
-        ELSIF pg_try_advisory_xact_lock(7380380986249278324) AND pg_notification_queue_usage() < 0.5 THEN
+        ELSIF is_alone AND pg_try_advisory_xact_lock(7380380986249278324) AND pg_notification_queue_usage() < 0.5 THEN
             -- The transaction began with this statement: as a rule it is its only one, and commits right after it, so the
             -- row's own time is near enough. About the conditions see flagpost.commits().
             PERFORM pg_notify('flagpost', '');
