@@ -22,14 +22,15 @@ SET LOCAL ROLE {owner};
 SET LOCAL client_min_messages = warning;
 
 CREATE TABLE IF NOT EXISTS flagpost.outbox (
-    seq        bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    seq        bigint GENERATED ALWAYS AS IDENTITY,
     xid        xid8 NOT NULL DEFAULT pg_current_xact_id(),
     at         timestamptz NOT NULL DEFAULT clock_timestamp(),
     op         "char" NOT NULL,  -- I, U, D, T (truncated), or C: the commit, which belongs to no table
     table_name text,
     old_row    jsonb,  -- only the columns that the trigger names
     new_row    jsonb,
-    is_first   boolean NOT NULL DEFAULT false  -- of its transaction: fires the trigger at commit
+    is_first   boolean NOT NULL DEFAULT false,  -- of its transaction: fires the trigger at commit
+    PRIMARY KEY (xid, seq)                      -- it is read by transaction
 ) WITH (
     -- A queue: rows come and go. Vacuumed early, it stays small and its room is used again.
     autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000,
