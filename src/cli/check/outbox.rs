@@ -143,8 +143,8 @@ fn check_failures(facts: &OutboxFacts, reasons: &[String], was_filled: bool, rep
     }
     let reasons: Vec<String> = reasons.iter().map(|reason| one_line(reason)).collect();
     let message = format!(
-        "{} statements of Flagsmith's were done and NOT CAPTURED: what they changed is not in the outbox. First reasons: {}",
-        facts.failures,
+        "{} of Flagsmith's NOT CAPTURED: what changed by that is not in the outbox. First reasons: {}",
+        size::counted(facts.failures, "statement"),
         if reasons.is_empty() { "only in the server's log".to_owned() } else { reasons.join("; ") }
     );
     let mend = format!("-- mend the cause (table flagpost.failure has more), then:\n{RESNAPSHOT}");
@@ -169,7 +169,8 @@ fn check_size(config: &Config, facts: &OutboxFacts, report: &mut Report) {
                  flagpost must then begin anew"
             ),
             format!(
-                "flagpost run  -- empties it, if nothing was missed yet\n{RESNAPSHOT}\n-- more room: source.outbox_max_size, then {SETUP}"
+                "-- if no statement has failed yet: flagpost run takes out what was captured, and VACUUM flagpost.outbox; gives \
+                 the room back\n-- else: {RESNAPSHOT}\n-- more room: source.outbox_max_size, then {SETUP}"
             ),
         );
     } else if facts.bytes >= limit / 10 * 8 {
@@ -177,7 +178,9 @@ fn check_size(config: &Config, facts: &OutboxFacts, report: &mut Report) {
             GROUP,
             code,
             format!("the outbox is nearly full ({used}): beyond that changes are not captured any more"),
-            format!("flagpost run  -- empties it; more room: source.outbox_max_size, then {SETUP}"),
+            format!(
+                "flagpost run  -- takes out what it has read; more room: source.outbox_max_size, then {SETUP}"
+            ),
         );
     } else {
         report.ok(GROUP, code, used);
@@ -203,7 +206,8 @@ fn check_waiting(facts: &OutboxFacts, report: &mut Report) {
         return report.ok(GROUP, code, "no change waits");
     };
     let oldest = size::span(Duration::try_from_secs_f64(seconds).unwrap_or_default());
-    let message = format!("{} changes wait, the oldest for {oldest}", facts.changes);
+    let wait = if facts.changes == 1 { "waits" } else { "wait" };
+    let message = format!("{} {wait}, the oldest for {oldest}", size::counted(facts.changes, "change"));
     if seconds < LONG_AGO {
         return report.ok(GROUP, code, message);
     }

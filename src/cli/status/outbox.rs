@@ -76,9 +76,9 @@ pub(super) fn print(outbox: &OutboxPart) {
     line("outbox", reader.to_owned());
     let oldest = outbox.oldest_seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
     let oldest = oldest.map(|span| format!(", the oldest for {}", size::span(span))).unwrap_or_default();
-    line("waiting", format!("{} changes{oldest}", outbox.rows));
+    line("waiting", format!("{}{oldest}", size::counted(outbox.rows, "change")));
     line("size", format!("{} of at most {}", size::bytes(outbox.bytes), size::bytes(outbox.max_bytes)));
-    line("failures", format!("{} statements not captured", outbox.failures));
+    line("failures", format!("{} not captured", size::counted(outbox.failures, "statement")));
 }
 
 /// What is wrong cannot be overlooked.
@@ -90,13 +90,13 @@ pub(super) fn print_troubles(outbox: &OutboxPart) {
             size::bytes(outbox.bytes),
             size::bytes(outbox.max_bytes)
         );
-        say!("             start the daemon, which empties it; \"flagpost check\" says what else");
+        say!("             the daemon must read it, or begin anew: \"flagpost check\" says how");
     }
     if outbox.failures > 0 {
         say!();
         say!(
-            "NOT CAPTURED {} statements of Flagsmith's, of which webhooks will not be sent; the first: {}",
-            outbox.failures,
+            "NOT CAPTURED {} of Flagsmith's: webhooks of that will not be sent; the first: {}",
+            size::counted(outbox.failures, "statement"),
             outbox.failure.as_deref().unwrap_or("see the server's log")
         );
         say!("             mend the cause, then begin anew: flagpost setup --mode outbox --resnapshot");
