@@ -1,7 +1,7 @@
 //! What an operator sees of the outbox: `check` advises the source and names each fault with its mend, `status` and metrics
 //! show what waits and what was missed.
 
-use flagpost::demo::cluster::{Cluster, Options};
+use flagpost::demo::cluster::{Cluster, Options, StopMode};
 use flagpost::demo::receiver::Receiver;
 use serde_json::Value as Json;
 use tokio_postgres::Client;
@@ -111,6 +111,8 @@ async fn from_setup_to_the_first_delivery_check_status_and_metrics_tell_of_the_o
 
     toggle(&s.client).await;
     assert_check(&s.check(0).await, "outbox-waiting", "ok", "1 change waits, the oldest for ");
+    s.sql("UPDATE flagpost.outbox SET at = at - interval '3 hours'").await;
+    assert_check(&s.check(0).await, "outbox-waiting", "warn", "1 change waits, the oldest for 3 h");
     let status = s.status().await;
     let outbox = &status["database"]["outbox"];
     assert_eq!((&status["source"], &outbox["rows"]), (&"outbox".into(), &1.into()), "{status:#}");
@@ -120,7 +122,7 @@ async fn from_setup_to_the_first_delivery_check_status_and_metrics_tell_of_the_o
     assert!(status["database"]["slot"].is_null(), "{status:#}");
     let text = s.installation.run(&["status"]).await.success();
     for line in [
-        "waiting    1 change, the oldest for ",
+        "waiting    1 change, the oldest for 3 h",
         "of at most 1.0 GiB",
         "failures   0 statements",
         "outbox     it belongs to this ledger",
@@ -290,7 +292,7 @@ async fn a_full_outbox_and_statements_that_were_not_captured_are_told_loudly() {
     toggle(&s.client).await;
     toggle(&s.client).await;
     let report = s.check(4).await;
-    assert_check(&report, "outbox-failures", "fail", "2 statements");
+    assert_check(&report, "outbox-failures", "fail", "NOT CAPTURED: 2 statements");
     assert_check(
         &report,
         "outbox-failures",
@@ -350,6 +352,11 @@ async fn an_outbox_that_belongs_to_another_ledger_or_was_set_back_is_told() {
     assert_check(&s.check(0).await, "ledger-position", "ok", "");
     s.sql("UPDATE flagpost.reader SET consumed = '900000000:900000000:'").await;
     assert_check(&s.check(4).await, "ledger-position", "fail", "read further");
+    s.sql("UPDATE flagpost.reader SET consumed = NULL").await;
+    let ledger = rusqlite::Connection::open(s.installation.state_dir().join("ledger.sqlite3")).unwrap();
+    let ahead = "900000000:900000000: 900000000:900000000: 0";
+    ledger.execute("UPDATE meta SET value = ?1 WHERE key = 'cursor'", [ahead]).unwrap();
+    assert_check(&s.check(4).await, "ledger-position", "fail", "restored from an older state");
 }
 
 #[tokio::test]
@@ -412,4 +419,21 @@ async fn a_pooler_costs_the_outbox_promptness_only_and_replication_everything() 
     assert_check(&s.check(0).await, "pooler", "ok", "");
     let through = report(&Installation::new(&session.url("flagsmith")), 3).await;
     assert_check(&through, "replication-connection", "fail", "a pooler stands between");
+}
+
+#[tokio::test]
+async fn on_a_standby_no_outbox_can_be_had_and_none_is_advised() {
+    let mut s = Scene::new(cluster_options()).await;
+    s.installation.run(&["setup"]).await.success();
+    s.sql("CREATE ROLE weak LOGIN").await;
+    // It waits for a log that nobody sends.
+    s.cluster.stop(StopMode::Fast).await.unwrap();
+    std::fs::write(s.cluster.data_dir().join("standby.signal"), "").unwrap();
+    s.cluster.restart().await.unwrap();
+    let report = s.check(3).await;
+    assert_check(&report, "standby", "fail", "nothing can be taken out of the outbox");
+    assert_check(&report, "source-mode", "warn", "triggers cannot write there");
+    let weak = self::report(&Installation::new(&s.cluster.url("weak", "flagsmith")), 3).await;
+    let mend = checks(&weak, "role-replication")[0]["mend"].as_str().unwrap();
+    assert!(!mend.contains("outbox"), "{mend}");
 }

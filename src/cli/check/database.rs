@@ -96,7 +96,7 @@ async fn verdict(
     let (info, owner, schema) = (&config.database, &config.outbox.owner, &config.names.schema);
     let setup = outbox_setup_facts(client, info, owner, schema).await?;
     let service = Service::of(&service_marks(client, info).await?);
-    Ok(Verdict::of(config, facts, &setup, slot, pooling, service))
+    Ok(Verdict::of((&info.user, owner), facts, &setup, slot, pooling, service))
 }
 
 fn check_version(facts: &ServerFacts, report: &mut Report) -> bool {

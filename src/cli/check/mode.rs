@@ -3,7 +3,7 @@
 
 use super::database::Pooling;
 use super::report::{Group, Report};
-use crate::config::{Config, Mode};
+use crate::config::Mode;
 use crate::source::{ServerFacts, Service, SetupFacts, SlotFacts};
 
 /// `server_version_num` of the first version that decodes on a standby.
@@ -26,8 +26,9 @@ pub(super) struct Verdict {
 }
 
 impl Verdict {
+    /// `user` is our role, `owner` the one that the outbox is to belong to.
     pub(super) fn of(
-        config: &Config,
+        (user, owner): (&str, &str),
         server: &ServerFacts,
         setup: &SetupFacts,
         slot: Option<&SlotFacts>,
@@ -41,7 +42,7 @@ impl Verdict {
             }
         };
         no(server.wal_level != "logical", format!("wal_level is {}", server.wal_level));
-        no(!server.may_replicate, format!("role {} lacks REPLICATION", config.database.user));
+        no(!server.may_replicate, format!("role {user} lacks REPLICATION"));
         no(pooling == Pooling::Transaction, "a pooler stands between".into());
         no(
             server.is_standby && server.version < STANDBY_DECODES,
@@ -58,7 +59,7 @@ impl Verdict {
             verdict.setup.push("CREATE on the database".into());
         }
         if !setup.may_own {
-            verdict.setup.push(format!("CREATEROLE or membership in {}", config.outbox.owner));
+            verdict.setup.push(format!("CREATEROLE or membership in {owner}"));
         }
         if setup.foreign_tables > 0 {
             verdict.setup.push(format!("ownership of {} tables", setup.foreign_tables));
@@ -137,10 +138,54 @@ impl Verdict {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::source::Quota;
 
     fn verdict(replication: &[&str], outbox: &[&str], setup: &[&str]) -> Verdict {
         let owned = |all: &[&str]| all.iter().map(|one| (*one).to_owned()).collect();
         Verdict { replication: owned(replication), outbox: owned(outbox), setup: owned(setup), service: None }
+    }
+
+    #[test]
+    fn each_obstacle_is_named() {
+        let good = ServerFacts {
+            version: 150_000,
+            version_text: "15".into(),
+            wal_level: "logical".into(),
+            slots: Quota { used: 0, limit: 1 },
+            senders: Quota { used: 0, limit: 1 },
+            wal_keep_size: "-1".into(),
+            idle_timeout: None,
+            is_standby: false,
+            may_replicate: true,
+        };
+        let setup = SetupFacts { may_create: true, may_own: true, foreign_tables: 0 };
+        let of = |server: &ServerFacts, pooling| {
+            Verdict::of(("app", "owner"), server, &setup, None, pooling, None)
+        };
+        assert_eq!(of(&good, Pooling::None), Verdict::default());
+        let full = Quota { used: 1, limit: 1 };
+        for (server, why) in [
+            (ServerFacts { wal_level: "replica".into(), ..good.clone() }, "wal_level is replica"),
+            (ServerFacts { may_replicate: false, ..good.clone() }, "role app lacks REPLICATION"),
+            (ServerFacts { slots: full, ..good.clone() }, "all replication slots are in use"),
+            (ServerFacts { senders: full, ..good.clone() }, "all WAL senders are in use"),
+        ] {
+            let verdict = of(&server, Pooling::None);
+            assert_eq!((verdict.replication, verdict.outbox), (vec![why.to_owned()], vec![]));
+        }
+        assert_eq!(of(&good, Pooling::Transaction).replication, ["a pooler stands between"]);
+        let standby = ServerFacts { is_standby: true, ..good.clone() };
+        assert!(!of(&standby, Pooling::None).allows(Mode::Replication));
+        assert!(!of(&standby, Pooling::None).allows(Mode::Outbox));
+        let decodes = ServerFacts { version: STANDBY_DECODES, ..standby };
+        assert!(of(&decodes, Pooling::None).allows(Mode::Replication));
+        let nothing = SetupFacts { foreign_tables: 3, ..SetupFacts::default() };
+        let weak = Verdict::of(("app", "owner"), &good, &nothing, None, Pooling::None, None);
+        assert!(weak.allows(Mode::Outbox), "somebody else can set it up");
+        assert_eq!(
+            weak.setup,
+            ["CREATE on the database", "CREATEROLE or membership in owner", "ownership of 3 tables"]
+        );
     }
 
     #[test]

@@ -143,7 +143,7 @@ fn check_failures(facts: &OutboxFacts, reasons: &[String], was_filled: bool, rep
     }
     let reasons: Vec<String> = reasons.iter().map(|reason| one_line(reason)).collect();
     let message = format!(
-        "{} of Flagsmith's NOT CAPTURED: what changed by that is not in the outbox. First reasons: {}",
+        "NOT CAPTURED: {} of Flagsmith's; what changed by that is not in the outbox. First reasons: {}",
         size::counted(facts.failures, "statement"),
         if reasons.is_empty() { "only in the server's log".to_owned() } else { reasons.join("; ") }
     );
