@@ -10,7 +10,7 @@ demo: build
 	target/release/flagpost demo
 
 test:
-	@tools/needs build postgres openssl python3 node smtp unshare
+	@tools/needs build postgres openssl python3 node smtp unshare pgbouncer
 	cargo fmt --check
 	cargo clippy --all-targets --locked -- -D warnings
 	cargo test --locked

@@ -4,7 +4,12 @@
 //! Numbers as arguments pick parts: `cargo bench --bench pipeline -- latency decode delivery memory parked`.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
-#![allow(dead_code, reason = "the tests' support is shared, and a bench needs only a part of it")]
+#![allow(
+    dead_code,
+    unused_imports,
+    unused_macros,
+    reason = "the tests' support is shared, and a bench needs only a part of it"
+)]
 
 #[path = "../tests/it/support/mod.rs"]
 mod support;

@@ -12,10 +12,10 @@ WITH wanted (table_name, columns) AS (
     JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
     WHERE n.nspname = {schema_literal} AND t.tgfoid = to_regprocedure('flagpost.capture()')
 )
-SELECT 'missing' AS finding, w.table_name AS subject, name AS detail
+SELECT 'missing' AS finding, w.table_name AS subject, wanted_name AS detail
 FROM wanted w
-CROSS JOIN unnest(ARRAY['flagpost_insert', 'flagpost_update', 'flagpost_delete', 'flagpost_truncate']) name
-WHERE NOT EXISTS (SELECT FROM triggers t WHERE t.table_name = w.table_name AND t.name = name)
+CROSS JOIN unnest(ARRAY['flagpost_insert', 'flagpost_update', 'flagpost_delete', 'flagpost_truncate']) wanted_name
+WHERE NOT EXISTS (SELECT FROM triggers t WHERE t.table_name = w.table_name AND t.name = wanted_name)
 UNION ALL
 -- "D" is disabled, "O" misses what is done under session_replication_role = replica.
 SELECT 'not always enabled', table_name, name FROM triggers WHERE tgenabled <> 'A'

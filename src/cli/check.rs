@@ -5,6 +5,9 @@
 mod database;
 mod endpoints;
 mod ledger;
+mod mode;
+mod outbox;
+mod replication;
 mod report;
 mod tables;
 mod upkeep;
@@ -37,7 +40,7 @@ pub(super) async fn check(config: &Config, options: &Options) -> Result<u8> {
     let view = database::check(config, ledger.as_ref(), &mut report).await;
     let mut listeners = None;
     if let Some(view) = &view {
-        listeners = tables::check(config, &view.client, &mut report).await;
+        listeners = tables::check(config, &view.client, ledger.as_ref(), &mut report).await;
         ledger::check_fit(config, ledger.as_ref(), view, &mut report);
     }
     if let Some(listeners) = listeners {

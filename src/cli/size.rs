@@ -1,4 +1,4 @@
-//! Sizes and spans as people read them.
+//! Sizes, spans and numbers of things as people read them.
 
 use std::time::Duration;
 
@@ -31,6 +31,11 @@ pub(super) fn span(span: Duration) -> String {
     }
 }
 
+/// `1 change`, `3 changes`.
+pub(super) fn counted(count: i64, thing: &str) -> String {
+    if count == 1 { format!("1 {thing}") } else { format!("{count} {thing}s") }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -42,6 +47,7 @@ mod tests {
         {
             assert_eq!(bytes(count), shown);
         }
+        assert_eq!((counted(1, "row").as_str(), counted(0, "row").as_str()), ("1 row", "0 rows"));
         for (seconds, shown) in
             [(0, "0 s"), (119, "119 s"), (240, "4 min"), (10_800, "3 h"), (1_036_800, "12 d")]
         {

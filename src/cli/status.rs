@@ -3,21 +3,25 @@
 //! It reads: the database by SQL, the ledger beside a running daemon or without one. Each part is shown without the other.
 
 mod endpoints;
+mod outbox;
 
 use std::time::Duration;
 
 use endpoints::EndpointPart;
+use outbox::OutboxPart;
 use serde::Serialize;
 
 use super::size;
-use crate::config::Config;
+use crate::config::{Config, Mode};
 use crate::error::{Error, Result};
 use crate::ledger::{Ledger, Reader};
 use crate::room::ENOUGH;
-use crate::source::{SlotFacts, connect, server_facts, slot_facts};
+use crate::source::{SlotFacts, connect, reader_of, server_facts, slot_facts};
 
 #[derive(Serialize)]
 struct Status {
+    /// `source.mode`
+    source: &'static str,
     database: DatabasePart,
     ledger: LedgerPart,
     endpoints: Vec<EndpointPart>,
@@ -27,7 +31,10 @@ struct Status {
 struct DatabasePart {
     place: String,
     server_version: Option<String>,
+    /// Of source `replication`.
     slot: Option<SlotPart>,
+    /// Of source `outbox`.
+    outbox: Option<OutboxPart>,
     /// Why the rest is missing.
     error: Option<String>,
 }
@@ -56,12 +63,15 @@ struct LedgerPart {
     /// There is so little room that the daemon has stopped reading.
     full: bool,
     error: Option<String>,
+    /// The name by which an outbox belongs to it.
+    #[serde(skip)]
+    reader: Option<String>,
 }
 
 pub(super) async fn status(config: &Config, json: bool) -> Result<u8> {
-    let (database, database_code) = database_part(config).await;
     let (ledger, endpoints, ledger_code) = ledger_part(config);
-    let status = Status { database, ledger, endpoints };
+    let (database, database_code) = database_part(config, ledger.reader.as_deref()).await;
+    let status = Status { source: config.mode.name(), database, ledger, endpoints };
     if json {
         let text = serde_json::to_string_pretty(&status)
             .map_err(|e| Error::internal(format!("the status cannot be written as JSON: {e}")))?;
@@ -72,26 +82,29 @@ pub(super) async fn status(config: &Config, json: bool) -> Result<u8> {
     Ok(database_code.max(ledger_code))
 }
 
-async fn database_part(config: &Config) -> (DatabasePart, u8) {
-    let mut part =
-        DatabasePart { place: config.database.shown(), server_version: None, slot: None, error: None };
-    let read = async {
-        let client = connect(&config.database).await?;
-        let server = server_facts(&client, &config.database).await?;
-        let slot = slot_facts(&client, &config.database, &config.names.slot).await?;
-        Ok::<_, Error>((server, slot))
-    };
-    match read.await {
-        Ok((server, slot)) => {
-            part.server_version = Some(server.version_text);
-            part.slot = slot.map(|slot| slot_part(&config.names.slot, slot));
-            (part, 0)
-        }
+async fn database_part(config: &Config, reader: Option<&str>) -> (DatabasePart, u8) {
+    let place = config.database.shown();
+    let mut part = DatabasePart { place, server_version: None, slot: None, outbox: None, error: None };
+    match read(config, reader, &mut part).await {
+        Ok(()) => (part, 0),
         Err(error) => {
             part.error = Some(error.to_string());
             (part, error.kind().exit_code())
         }
     }
+}
+
+async fn read(config: &Config, reader: Option<&str>, part: &mut DatabasePart) -> Result<()> {
+    let client = connect(&config.database).await?;
+    part.server_version = Some(server_facts(&client, &config.database).await?.version_text);
+    match config.mode {
+        Mode::Replication => {
+            let slot = slot_facts(&client, &config.database, &config.names.slot).await?;
+            part.slot = slot.map(|slot| slot_part(&config.names.slot, slot));
+        }
+        Mode::Outbox => part.outbox = outbox::read(config, &client, reader).await?,
+    }
+    Ok(())
 }
 
 fn slot_part(name: &str, slot: SlotFacts) -> SlotPart {
@@ -117,6 +130,7 @@ fn ledger_part(config: &Config) -> (LedgerPart, Vec<EndpointPart>, u8) {
         free_bytes,
         full: free_bytes.is_some_and(|free| free < ENOUGH),
         error: None,
+        reader: None,
     };
     if !part.exists {
         return (part, Vec::new(), 0);
@@ -125,6 +139,8 @@ fn ledger_part(config: &Config) -> (LedgerPart, Vec<EndpointPart>, u8) {
         let reader = Reader::open(&config.state_dir)?;
         part.checkpoint = reader.checkpoint()?.map(|lsn| lsn.to_string());
         part.events = Some(reader.event_count()?);
+        let identity = reader.identity()?;
+        part.reader = identity.and_then(|identity| reader_of(&identity.slot).map(str::to_owned));
         endpoints::read(config, &reader)
     };
     match read() {
@@ -141,14 +157,25 @@ fn print_text(config: &Config, status: &Status) {
     let database = &status.database;
     let version = database.server_version.as_ref().map(|v| format!(" (PostgreSQL {v})")).unwrap_or_default();
     line("database", format!("{}{version}", database.place));
-    match (&database.error, &database.slot) {
-        (Some(error), _) => line("", error.clone()),
-        (None, None) => {
-            line("slot", format!("{:?} is not there: \"flagpost setup\" makes it", config.names.slot))
+    if let Some(error) = &database.error {
+        line("", error.clone());
+    }
+    line("source", config.mode.name().to_owned());
+    match (config.mode, &database.slot, &database.outbox) {
+        _ if database.error.is_some() => {}
+        (Mode::Replication, Some(slot), _) => print_slot(slot),
+        (Mode::Replication, None, _) => {
+            line("slot", format!("{:?} is not there: \"flagpost setup\" makes it", config.names.slot));
         }
-        (None, Some(slot)) => print_slot(slot),
+        (Mode::Outbox, _, Some(outbox)) => outbox::print(outbox),
+        (Mode::Outbox, _, None) => {
+            line("outbox", "it is not there: \"flagpost setup --mode outbox\" makes it".to_owned());
+        }
     }
     print_ledger(&status.ledger);
+    if let Some(outbox) = &database.outbox {
+        outbox::print_troubles(outbox);
+    }
     if status.ledger.full {
         print_full(&status.ledger, database.slot.as_ref());
     }

@@ -16,13 +16,13 @@ use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info};
 
-use super::metrics::{self, Facts};
-use crate::config::Config;
+use super::metrics::{self, Facts, SourceFacts};
+use crate::config::{Config, Mode};
 use crate::error::{Error, Result};
 use crate::ledger::{Ledger, Reader};
-use crate::source::{SlotFacts, connect, slot_facts};
+use crate::source::{connect, outbox_facts, slot_facts};
 
-/// How long the server may take to tell of the slot; a scrape waits no longer for it.
+/// How long the server may take to tell of slot or outbox; a scrape waits no longer for it.
 const SERVER_TELLS_WITHIN: Duration = Duration::from_secs(3);
 
 /// Listens where `ops.listen` says, until `stop`. An address that is taken is told and costs the metrics only.
@@ -59,9 +59,9 @@ async fn scrape(State(config): State<Arc<Mutex<Config>>>) -> Response {
 async fn gather(config: &Config) -> Result<Facts> {
     let directory = config.state_dir.clone();
     let ledger = tokio::task::spawn_blocking(move || of_ledger(&directory));
-    let slot = slot(config).await;
+    let source = Some(source(config).await);
     let facts = ledger.await.map_err(|e| Error::internal(format!("reading the ledger failed: {e}")))?;
-    Ok(Facts { slot, ..facts })
+    Ok(Facts { source, ..facts })
 }
 
 /// What can be read; the rest is left out.
@@ -84,10 +84,33 @@ fn of_ledger(directory: &Path) -> Facts {
     Facts { free_bytes, ..facts }
 }
 
-async fn slot(config: &Config) -> Option<SlotFacts> {
-    let read = async {
-        let client = connect(&config.database).await.ok()?;
-        slot_facts(&client, &config.database, &config.names.slot).await.ok()?
-    };
-    tokio::time::timeout(SERVER_TELLS_WITHIN, read).await.ok()?
+async fn source(config: &Config) -> SourceFacts {
+    match config.mode {
+        Mode::Replication => SourceFacts::Slot(
+            in_time(async {
+                let client = connect(&config.database).await?;
+                slot_facts(&client, &config.database, &config.names.slot).await
+            })
+            .await
+            .flatten(),
+        ),
+        Mode::Outbox => SourceFacts::Outbox(
+            in_time(async {
+                let client = connect(&config.database).await?;
+                outbox_facts(&client, &config.database).await
+            })
+            .await,
+        ),
+    }
+}
+
+async fn in_time<T>(asking: impl Future<Output = Result<T>>) -> Option<T> {
+    match tokio::time::timeout(SERVER_TELLS_WITHIN, asking).await {
+        Ok(Ok(facts)) => Some(facts),
+        Ok(Err(error)) => {
+            debug!(%error, "the server cannot be asked for metrics");
+            None
+        }
+        Err(_) => None,
+    }
 }

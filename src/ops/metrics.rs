@@ -3,6 +3,8 @@
 //! Nothing is counted on the way: every figure is read where it is durable, so it is right after a restart, and also while the
 //! daemon waits for room on its disk. URLs and secrets are in no label.
 
+use std::sync::atomic::AtomicU64;
+
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::family::Family;
@@ -12,15 +14,21 @@ use prometheus_client::registry::Registry;
 use crate::error::{Error, Result};
 use crate::event::EndpointKey;
 use crate::ledger::{Counts, LaneState};
-use crate::source::SlotFacts;
+use crate::source::{OutboxFacts, SlotFacts};
 
 /// The content type of what [`render`] gives.
 pub(super) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
+/// What the server says of the source that is configured; `None` where it could not be asked.
+pub(super) enum SourceFacts {
+    Slot(Option<SlotFacts>),
+    Outbox(Option<OutboxFacts>),
+}
+
 /// What a scrape has found out; `None` for what could not be read.
 #[derive(Default)]
 pub(super) struct Facts {
-    pub(super) slot: Option<SlotFacts>,
+    pub(super) source: Option<SourceFacts>,
     pub(super) events: Option<u64>,
     pub(super) ledger_bytes: Option<u64>,
     pub(super) free_bytes: Option<u64>,
@@ -43,7 +51,11 @@ struct Delivery {
 /// The facts as OpenMetrics text.
 pub(super) fn render(facts: &Facts) -> Result<String> {
     let mut registry = Registry::with_prefix("flagpost");
-    slot(&mut registry, facts.slot.as_ref());
+    match &facts.source {
+        Some(SourceFacts::Slot(facts)) => slot(&mut registry, facts.as_ref()),
+        Some(SourceFacts::Outbox(facts)) => outbox(&mut registry, facts.as_ref()),
+        None => {}
+    }
     gauge(&mut registry, "ledger_events", "Events on record", number(facts.events));
     gauge(
         &mut registry,
@@ -69,6 +81,30 @@ fn slot(registry: &mut Registry, slot: Option<&SlotFacts>) {
     gauge(registry, "wal_held_bytes", "Bytes of its log that the server keeps for the slot", held);
     let lag = slot.and_then(|slot| slot.lag_bytes);
     gauge(registry, "lag_bytes", "Bytes of log that were written and are not confirmed", lag);
+}
+
+fn outbox(registry: &mut Registry, outbox: Option<&OutboxFacts>) {
+    let up = i64::from(outbox.is_some());
+    gauge(registry, "outbox_known", "Whether the server was reached and the outbox could be read", Some(up));
+    gauge(
+        registry,
+        "outbox_rows",
+        "Row changes that wait in the outbox",
+        outbox.map(|outbox| outbox.changes),
+    );
+    let oldest = outbox.map(|outbox| outbox.oldest_seconds.unwrap_or_default());
+    if let Some(oldest) = oldest {
+        let gauge = Gauge::<f64, AtomicU64>::default();
+        gauge.set(oldest);
+        registry.register(
+            "outbox_oldest_seconds",
+            "How long the oldest of them has waited; 0 if there is none",
+            gauge,
+        );
+    }
+    gauge(registry, "outbox_bytes", "Bytes of the outbox on disk", outbox.map(|outbox| outbox.bytes));
+    let failures = outbox.map(|outbox| outbox.failures);
+    gauge(registry, "outbox_failures", "Statements of Flagsmith's that could not be captured", failures);
 }
 
 fn deliveries(registry: &mut Registry, counts: &[(String, Counts)]) {
@@ -133,10 +169,32 @@ mod tests {
 
     #[test]
     fn what_is_not_known_is_left_out() {
-        let text = render(&Facts::default()).unwrap();
-        assert!(text.contains("flagpost_slot_known 0\n"), "{text}");
-        assert!(!text.contains("wal_held"), "{text}");
-        assert!(text.ends_with("# EOF\n"));
+        for (source, name) in [(SourceFacts::Slot(None), "slot"), (SourceFacts::Outbox(None), "outbox")] {
+            let text = render(&Facts { source: Some(source), ..Facts::default() }).unwrap();
+            assert!(text.contains(&format!("flagpost_{name}_known 0\n")), "{text}");
+            assert!(!text.contains("wal_held") && !text.contains("outbox_rows"), "{text}");
+            assert!(text.ends_with("# EOF\n"));
+        }
+    }
+
+    #[test]
+    fn of_the_outbox_its_own_figures_are_shown_and_none_of_a_slot() {
+        let facts = OutboxFacts {
+            changes: 3,
+            oldest_seconds: Some(2.5),
+            bytes: 8192,
+            cap: None,
+            failures: 1,
+            reader: None,
+            consumed: None,
+            next: 7,
+        };
+        let source = Some(SourceFacts::Outbox(Some(facts)));
+        let text = render(&Facts { source, ..Facts::default() }).unwrap();
+        for line in ["known 1", "rows 3", "oldest_seconds 2.5", "bytes 8192", "failures 1"] {
+            assert!(text.contains(&format!("flagpost_outbox_{line}\n")), "{line}: {text}");
+        }
+        assert!(!text.contains("slot") && !text.contains("flagpost_lag"), "{text}");
     }
 
     #[test]

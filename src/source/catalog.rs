@@ -5,6 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use tokio_postgres::Client;
+use tokio_postgres::types::Type;
 
 use super::conn_info::ConnInfo;
 use super::sql::sql_error;
@@ -32,8 +33,10 @@ impl Catalog {
     /// Reads the catalogue.
     pub async fn read(client: &Client, info: &ConnInfo, schema: &str) -> Result<Catalog> {
         let failed = |e: tokio_postgres::Error| sql_error(info, "reading the catalogue", &e);
-        let row =
-            client.query_one("SELECT current_setting('server_version_num')", &[]).await.map_err(failed)?;
+        let row = client
+            .query_typed_one("SELECT current_setting('server_version_num')", &[])
+            .await
+            .map_err(failed)?;
         let version = row.get::<_, &str>(0).parse().unwrap_or(0);
         if version < OLDEST {
             return Err(Error::new(
@@ -47,14 +50,14 @@ impl Catalog {
         }
         let names: Vec<&str> = Table::ALL.iter().map(|table| table.name()).collect();
         let rows = client
-            .query(
+            .query_typed(
                 "SELECT c.relname::text, a.attname::text
                  FROM pg_catalog.pg_class c
                  JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
                  JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid
                  WHERE n.nspname = $1 AND c.relname = ANY ($2) AND c.relkind IN ('r', 'p')
                    AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = ''",
-                &[&schema, &names],
+                &[(&schema, Type::TEXT), (&names, Type::TEXT_ARRAY)],
             )
             .await
             .map_err(failed)?;

@@ -13,9 +13,11 @@ mod follow;
 mod observe;
 mod outbox;
 pub mod pgoutput;
+mod pooler;
 mod publication;
 mod refusal;
 mod replication;
+mod service;
 mod snapshot;
 mod sql;
 mod stream;
@@ -29,18 +31,21 @@ pub use coverage::{Coverage, Covering};
 pub use feed::{Feed, Origin};
 pub use follow::Follow;
 pub use observe::{
-    Identity, Listener, Quota, ServerFacts, SlotFacts, has_publication, listeners, server_facts, slot_facts,
-    system_id, unreadable_tables, unusable_identities,
+    Identity, Listener, Quota, ServerFacts, SlotFacts, has_publication, listeners, server_facts, server_port,
+    slot_facts, system_id, unreadable_tables, unusable_identities,
 };
 pub use outbox::{
-    Assembler, Finding, Outbox, Place, Reading, Record, Snapshot, claim_outbox, current_snapshot,
-    forget_failures, has_outbox, outbox_reader, outbox_view, reader_name, reader_of,
+    Access, Assembler, Finding, Outbox, OutboxFacts, Place, Reading, Record, SetupFacts, Snapshot,
+    claim_outbox, current_snapshot, forget_failures, has_outbox, outbox_access, outbox_facts,
+    outbox_failures, outbox_reader, outbox_setup_facts, outbox_tables, outbox_view, reader_name, reader_of,
 };
+pub use pooler::has_transaction_pooler;
 pub use publication::{
     Publication, Step, grant_steps, publication_steps, read_grants, read_role_steps, slot_step,
     uninstall_step,
 };
 pub use replication::{Exported, Names, PLUGIN, Replication, Server, SlotState};
+pub use service::{Marks, Service, service_marks};
 pub use snapshot::{Progress, View, adopt, copy_tables, exported_view, fetch, server_clock};
 pub use sql::{connect, sql_error};
 pub use stream::{BUDGET, Channels, Delivery, Item, QUEUE, Stream};

@@ -1,9 +1,11 @@
 //! What an operator asks of the server: settings, limits, the slot's condition, privileges, replica identities. Ordinary
-//! SQL, read only; nothing here decides whether an answer is good.
+//! SQL, read only; nothing here decides whether an answer is good. Statements are sent without a name: behind a pooler the
+//! next one may run in another of the server's sessions.
 //!
 //! Source: PostgreSQL manual, `pg_replication_slots`, `pg_stat_replication`, "Access Privilege Inquiry Functions".
 
 use tokio_postgres::Client;
+use tokio_postgres::types::Type;
 
 use super::catalog::{Catalog, quoted, table_name};
 use super::conn_info::ConnInfo;
@@ -70,7 +72,7 @@ impl ServerFacts {
 /// Reads [`ServerFacts`].
 pub async fn server_facts(client: &Client, info: &ConnInfo) -> Result<ServerFacts> {
     let row = client
-        .query_one(
+        .query_typed_one(
             "SELECT current_setting('server_version_num')::int, split_part(current_setting('server_version'), ' ', 1),
                     current_setting('wal_level'),
                     (SELECT count(*) FROM pg_catalog.pg_replication_slots),
@@ -109,6 +111,15 @@ pub async fn system_id(client: &Client, info: &ConnInfo) -> Result<String> {
         .await
         .map(|row| row.get(0))
         .map_err(|e| sql_error(info, "asking which server this is", &e))
+}
+
+/// Where the server itself listens; `None` on a Unix socket. Behind a pooler it is another port than the URL's.
+pub async fn server_port(client: &Client, info: &ConnInfo) -> Result<Option<i32>> {
+    client
+        .query_typed_one("SELECT pg_catalog.inet_server_port()", &[])
+        .await
+        .map(|row| row.get(0))
+        .map_err(|e| sql_error(info, "asking where the server listens", &e))
 }
 
 /// The slot's condition.
@@ -162,7 +173,7 @@ impl SlotFacts {
 pub async fn slot_facts(client: &Client, info: &ConnInfo, name: &str) -> Result<Option<SlotFacts>> {
     // Through jsonb, since older versions lack some columns.
     let row = client
-        .query_opt(
+        .query_typed_opt(
             "SELECT coalesce(s.plugin::text, ''), coalesce(s.database::text, ''), s.active_pid,
                     coalesce(s.wal_status, ''), coalesce(s.confirmed_flush_lsn::text, ''),
                     pg_catalog.pg_wal_lsn_diff(here.lsn, s.restart_lsn)::bigint,
@@ -175,7 +186,7 @@ pub async fn slot_facts(client: &Client, info: &ConnInfo, name: &str) -> Result<
                                      ELSE pg_catalog.pg_current_wal_lsn() END AS lsn) here
              LEFT JOIN pg_catalog.pg_stat_replication w ON w.pid = s.active_pid
              WHERE s.slot_name = $1",
-            &[&name],
+            &[(&name, Type::TEXT)],
         )
         .await
         .map_err(|e| sql_error(info, "looking at the replication slot", &e))?;
@@ -198,7 +209,7 @@ pub async fn slot_facts(client: &Client, info: &ConnInfo, name: &str) -> Result<
 /// Whether there is a publication of this name.
 pub async fn has_publication(client: &Client, info: &ConnInfo, name: &str) -> Result<bool> {
     client
-        .query_opt("SELECT FROM pg_catalog.pg_publication WHERE pubname = $1", &[&name])
+        .query_typed_opt("SELECT FROM pg_catalog.pg_publication WHERE pubname = $1", &[(&name, Type::TEXT)])
         .await
         .map(|row| row.is_some())
         .map_err(|e| sql_error(info, "looking for the publication", &e))
@@ -209,7 +220,7 @@ pub async fn unreadable_tables(client: &Client, info: &ConnInfo, catalog: &Catal
     let kept: Vec<Table> = catalog.tables.keys().copied().filter(|table| table.is_kept()).collect();
     let names: Vec<&str> = kept.iter().map(|table| table.name()).collect();
     let rows = client
-        .query(
+        .query_typed(
             "SELECT c.relname::text, a.attname::text
              FROM pg_catalog.pg_class c
              JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
@@ -217,7 +228,7 @@ pub async fn unreadable_tables(client: &Client, info: &ConnInfo, catalog: &Catal
              WHERE n.nspname = $1 AND c.relname = ANY ($2) AND a.attnum > 0 AND NOT a.attisdropped
                AND NOT (pg_catalog.has_schema_privilege(n.oid, 'USAGE')
                         AND pg_catalog.has_column_privilege(c.oid, a.attnum, 'SELECT'))",
-            &[&catalog.schema, &names],
+            &[(&catalog.schema, Type::TEXT), (&names, Type::TEXT_ARRAY)],
         )
         .await
         .map_err(|e| sql_error(info, "reading privileges", &e))?;
@@ -249,13 +260,13 @@ pub async fn unusable_identities(
 ) -> Result<Vec<Identity>> {
     let names: Vec<&str> = catalog.tables.keys().map(|table| table.name()).collect();
     let rows = client
-        .query(
+        .query_typed(
             "SELECT c.relname::text, c.relreplident::text,
                     EXISTS (SELECT FROM pg_catalog.pg_index i WHERE i.indrelid = c.oid AND i.indisprimary)
              FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
              WHERE n.nspname = $1 AND c.relname = ANY ($2)
              ORDER BY c.relname",
-            &[&catalog.schema, &names],
+            &[(&catalog.schema, Type::TEXT), (&names, Type::TEXT_ARRAY)],
         )
         .await
         .map_err(|e| sql_error(info, "reading replica identities", &e))?;
@@ -302,7 +313,7 @@ pub async fn listeners(client: &Client, info: &ConnInfo, catalog: &Catalog) -> R
             "SELECT id::bigint, coalesce(url::text, ''), coalesce(enabled, false) FROM {} ORDER BY id",
             table_name(&catalog.schema, table)
         );
-        let rows = client.query(&statement, &[]).await;
+        let rows = client.query_typed(&statement, &[]).await;
         let rows = rows.map_err(|e| sql_error(info, &format!("reading table {}", table.name()), &e))?;
         all.extend(rows.iter().map(|row| Listener {
             table,

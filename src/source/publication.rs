@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use tokio_postgres::Client;
+use tokio_postgres::types::Type;
 
 use super::catalog::{Catalog, quoted, table_name};
 use super::conn_info::ConnInfo;
@@ -51,10 +52,10 @@ impl Publication {
     ) -> Result<Option<Publication>> {
         let failed = |e: tokio_postgres::Error| sql_error(info, "reading the publication", &e);
         let row = client
-            .query_opt(
+            .query_typed_opt(
                 "SELECT puballtables, pubinsert AND pubupdate AND pubdelete AND pubtruncate
                  FROM pg_catalog.pg_publication WHERE pubname = $1",
-                &[&name],
+                &[(&name, Type::TEXT)],
             )
             .await
             .map_err(failed)?;
@@ -63,12 +64,12 @@ impl Publication {
             Publication { all_tables: row.get(0), all_operations: row.get(1), tables: BTreeMap::new() };
         let columns = if catalog.has_column_lists() { "attnames::text[]" } else { "NULL::text[]" };
         let rows = client
-            .query(
+            .query_typed(
                 &format!(
                     "SELECT tablename::text, {columns} FROM pg_catalog.pg_publication_tables
                      WHERE pubname = $1 AND schemaname = $2"
                 ),
-                &[&name, &catalog.schema],
+                &[(&name, Type::TEXT), (&catalog.schema, Type::TEXT)],
             )
             .await
             .map_err(failed)?;

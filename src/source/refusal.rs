@@ -34,6 +34,11 @@ pub(crate) fn refusal(info: &ConnInfo, doing: &str, sqlstate: &str, message: &st
             Kind::DatabaseRefuses,
             "a pooler stands between, which drops replication=database: give database.url the server's own host and port",
         ),
+        // PgBouncer's own words; before version 1.23 it knows no replication, and it never knows all startup parameters.
+        "08P01" if message.contains("startup parameter") || message.contains("pooling mode") => told(
+            Kind::DatabaseRefuses,
+            "a pooler stands between: give database.url the server's own host and port",
+        ),
         "53300" => {
             told(Kind::DatabaseUnreachable, "raise max_connections or max_wal_senders, or free a connection")
         }
@@ -88,6 +93,8 @@ mod tests {
             ("42501", "must be superuser or replication role to use replication slots", "REPLICATION", 3),
             ("42501", "permission denied for table x", "flagpost check", 3),
             ("42601", "syntax error at or near \"IDENTIFY_SYSTEM\"", "pooler", 3),
+            ("08P01", "unsupported startup parameter: replication", "pooler", 3),
+            ("08P01", "invalid message format", "once the server is up", 3),
             ("55006", "replication slot \"flagpost\" is active for PID 7", "source.slot", 3),
             ("42704", "replication slot \"flagpost\" does not exist", "setup", 4),
             ("55000", "logical decoding requires wal_level >= logical", "wal_level = logical", 3),

@@ -27,7 +27,7 @@ pub(crate) async fn flagsmith(cluster: &Cluster, receiver: SocketAddr) -> Client
 }
 
 /// Runs a PostgreSQL client program on the database `flagsmith`, with `input` on its standard input.
-fn program(cluster: &Cluster, name: &str, arguments: &[&str], input: &str) -> String {
+pub(crate) fn program(cluster: &Cluster, name: &str, arguments: &[&str], input: &str) -> String {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("input");
     std::fs::write(&file, input).unwrap();
@@ -52,13 +52,13 @@ pub(crate) async fn count(client: &Client, from: &str) -> i64 {
 }
 
 /// The checks with this code.
-fn checks<'a>(report: &'a Json, code: &str) -> Vec<&'a Json> {
+pub(crate) fn checks<'a>(report: &'a Json, code: &str) -> Vec<&'a Json> {
     report["checks"].as_array().unwrap().iter().filter(|check| check["code"] == code).collect()
 }
 
 /// The only check with this code has this status, and its message or its mend has this part.
 #[track_caller]
-fn assert_check(report: &Json, code: &str, status: &str, part: &str) {
+pub(crate) fn assert_check(report: &Json, code: &str, status: &str, part: &str) {
     let found = checks(report, code);
     assert_eq!(found.len(), 1, "{code}: {report:#}");
     let text = format!(
@@ -69,7 +69,7 @@ fn assert_check(report: &Json, code: &str, status: &str, part: &str) {
     assert!(found[0]["status"] == status && text.contains(part), "{part:?}: {:#}", found[0]);
 }
 
-async fn toggle(client: &Client) {
+pub(crate) async fn toggle(client: &Client) {
     let changed = client
         .execute(
             "UPDATE features_featurestate SET enabled = NOT enabled WHERE id = (SELECT min(id) FROM features_featurestate)",

@@ -7,9 +7,11 @@ use std::path::Path;
 use super::database::View;
 use super::report::{Group, Report};
 use crate::change::Lsn;
-use crate::config::Config;
+use crate::cli::printable::one_line;
+use crate::config::{Config, Mode};
 use crate::error::{Error, Kind, Result};
 use crate::ledger::{Identity, Ledger, Reader};
+use crate::source::{OutboxFacts, Place, reader_name, reader_of};
 
 const GROUP: Group = Group::Ledger;
 const FILL: &str =
@@ -21,6 +23,10 @@ pub(super) struct Found {
     identity: Option<Identity>,
     /// `None` before the mirror has been filled.
     pub(super) checkpoint: Option<Lsn>,
+    /// Where the outbox goes on.
+    cursor: Option<String>,
+    /// Why it cannot go on: changes are known to have been missed.
+    broken: Option<String>,
 }
 
 /// What can be said of the ledger without the database.
@@ -52,6 +58,15 @@ pub(super) fn check_files(config: &Config, report: &mut Report) -> Option<Found>
         None => report.warn(GROUP, "ledger", "the mirror has not been filled yet", FILL),
         Some(checkpoint) => report.ok(GROUP, "ledger", format!("filled, at {checkpoint}")),
     }
+    if let Some(reason) = &found.broken {
+        report.fail(
+            GROUP,
+            "ledger-broken",
+            Kind::SlotLost,
+            format!("the daemon has stopped for good, since it has missed changes: {}", one_line(reason)),
+            RESNAPSHOT,
+        );
+    }
     Some(found)
 }
 
@@ -65,7 +80,12 @@ fn read(directory: &Path) -> Result<Found> {
             ),
         ));
     }
-    Ok(Found { identity: reader.identity()?, checkpoint: reader.checkpoint()? })
+    Ok(Found {
+        identity: reader.identity()?,
+        checkpoint: reader.checkpoint()?,
+        cursor: reader.meta("cursor")?,
+        broken: reader.meta("broken")?,
+    })
 }
 
 /// Whether files can be made in `directory`, or, where it is not there, in the nearest folder above it that is.
@@ -88,27 +108,17 @@ pub(super) fn check_fit(config: &Config, ledger: Option<&Found>, view: &View, re
         database: config.database.database.clone(),
         slot: config.names.slot.clone(),
     };
-    if ledger.identity.as_ref() != Some(&expected) {
-        let found = ledger.identity.as_ref().map_or_else(
-            || "an unknown database".to_owned(),
-            |id| format!("cluster {}, database {:?}, slot {:?}", id.system_id, id.database, id.slot),
-        );
-        report.fail(
-            GROUP,
-            "ledger-identity",
-            Kind::LedgerMismatch,
-            format!("the ledger belongs to {found}, this is cluster {}", server.system_id),
-            format!("correct database.url, source.slot or state.dir, or begin anew: {RESNAPSHOT}"),
-        );
+    if !check_identity(config, ledger, &expected, report) {
         return;
     }
-    report.ok(GROUP, "ledger-identity", "the ledger belongs to this cluster, database and slot");
     let lost = if server.position < checkpoint {
         format!(
             "the database is at {}, behind the ledger ({checkpoint}): it was restored from an older state",
             server.position
         )
-    } else if let Some(slot) = view.slot.as_ref().filter(|slot| slot.confirmed > checkpoint) {
+    } else if let Some(slot) =
+        view.slot.as_ref().filter(|slot| slot.confirmed > later(config).0.unwrap_or(checkpoint))
+    {
         format!(
             "the slot was moved on to {}, the ledger is at {checkpoint}: what lies between cannot be told any more",
             slot.confirmed
@@ -117,4 +127,125 @@ pub(super) fn check_fit(config: &Config, ledger: Option<&Found>, view: &View, re
         return report.ok(GROUP, "ledger-position", "the stream goes on where the ledger ends");
     };
     report.fail(GROUP, "ledger-position", Kind::SlotLost, lost, RESNAPSHOT);
+}
+
+/// Whether a ledger that is filled can go on with this outbox.
+pub(super) fn check_outbox_fit(
+    config: &Config,
+    ledger: Option<&Found>,
+    system_id: &str,
+    facts: &OutboxFacts,
+    report: &mut Report,
+) {
+    let code = "outbox-reader";
+    let filled = ledger.filter(|ledger| ledger.checkpoint.is_some());
+    let Some(ledger) = filled else {
+        return match &facts.reader {
+            None => report.ok(GROUP, code, "the outbox belongs to no ledger yet"),
+            Some(_) => report.fail(
+                GROUP,
+                code,
+                Kind::LedgerMismatch,
+                "the outbox belongs to another ledger, and the one here is not filled",
+                format!(
+                    "correct state.dir, or take the outbox over, which stops the other one: {RESNAPSHOT}"
+                ),
+            ),
+        };
+    };
+    let slot = ledger.identity.as_ref().map(|identity| identity.slot.clone()).unwrap_or_default();
+    let expected =
+        Identity { system_id: system_id.to_owned(), database: config.database.database.clone(), slot };
+    if !check_identity(config, ledger, &expected, report) {
+        return;
+    }
+    if reader_name(facts.reader.as_deref().unwrap_or_default()) != expected.slot {
+        let whose = if facts.reader.is_some() { "another ledger" } else { "no ledger" };
+        report.fail(
+            GROUP,
+            code,
+            Kind::SlotLost,
+            format!(
+                "the outbox belongs to {whose}: what was taken out of it since cannot be told by this one"
+            ),
+            format!("correct state.dir or database.url, or take the outbox over: {RESNAPSHOT}"),
+        );
+        return;
+    }
+    report.ok(GROUP, code, "the outbox belongs to this ledger");
+    check_place(config, ledger, facts, report);
+}
+
+/// Checkpoint and cursor as they are now: a daemon that runs has moved them on since the ledger was looked at, and the server
+/// was told after that.
+fn later(config: &Config) -> (Option<Lsn>, Option<String>) {
+    let found =
+        Reader::open(&config.state_dir).and_then(|reader| Ok((reader.checkpoint()?, reader.meta("cursor")?)));
+    found.unwrap_or_default()
+}
+
+/// The same that the daemon's reader asks when it connects.
+fn check_place(config: &Config, ledger: &Found, facts: &OutboxFacts, report: &mut Report) {
+    let xmax = |cursor: Option<&str>| Some(cursor?.parse::<Place>().ok()?.batch.xmax());
+    let Some(known) = xmax(ledger.cursor.as_deref()) else {
+        return report.fail(
+            GROUP,
+            "ledger-position",
+            Kind::LedgerMismatch,
+            "the ledger does not tell where it is in the outbox",
+            RESNAPSHOT,
+        );
+    };
+    let later = xmax(later(config).1.as_deref()).unwrap_or(known);
+    let lost = if facts.next < known {
+        format!(
+            "the database is at transaction {}, behind the ledger ({known}): it was restored from an older state",
+            facts.next
+        )
+    } else if facts.consumed.is_some_and(|consumed| consumed > later) {
+        "the outbox was read further than this ledger has (by a copy of it, or before it was set back): what lies between cannot \
+         be told any more"
+            .to_owned()
+    } else {
+        return report.ok(GROUP, "ledger-position", "the outbox goes on where the ledger ends");
+    };
+    report.fail(GROUP, "ledger-position", Kind::SlotLost, lost, RESNAPSHOT);
+}
+
+/// Whether the ledger belongs to this database, and to the source that is configured.
+fn check_identity(config: &Config, ledger: &Found, expected: &Identity, report: &mut Report) -> bool {
+    let code = "ledger-identity";
+    let found = ledger.identity.as_ref();
+    let is_outbox = found.is_some_and(|identity| reader_of(&identity.slot).is_some());
+    if is_outbox != (config.mode == Mode::Outbox) {
+        let configured = config.mode.name();
+        let mode = if is_outbox { Mode::Outbox } else { Mode::Replication }.name();
+        report.fail(
+            GROUP,
+            code,
+            Kind::LedgerMismatch,
+            format!(
+                "the ledger was filled with source.mode = \"{mode}\", and \"{configured}\" is configured"
+            ),
+            format!("set source.mode = \"{mode}\", or change over: flagpost switch-source {configured}"),
+        );
+        return false;
+    }
+    if found == Some(expected) {
+        let what = if is_outbox { "cluster and database" } else { "cluster, database and slot" };
+        report.ok(GROUP, code, format!("the ledger belongs to this {what}"));
+        return true;
+    }
+    let found = found.map_or_else(
+        || "an unknown database".to_owned(),
+        |id| format!("cluster {}, database {:?}, slot {:?}", id.system_id, id.database, id.slot),
+    );
+    report.fail(
+        GROUP,
+        code,
+        Kind::LedgerMismatch,
+        format!("the ledger belongs to {found}, this is cluster {}", expected.system_id),
+        format!("correct database.url, source.slot or state.dir, or begin anew: {RESNAPSHOT}"),
+    );
+    false
 }

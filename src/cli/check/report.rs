@@ -28,6 +28,7 @@ impl Status {
 pub(super) enum Group {
     Database,
     Replication,
+    Outbox,
     Tables,
     Ledger,
     Endpoints,
@@ -38,6 +39,7 @@ impl Group {
         match self {
             Group::Database => "database",
             Group::Replication => "replication",
+            Group::Outbox => "outbox",
             Group::Tables => "tables",
             Group::Ledger => "ledger",
             Group::Endpoints => "endpoints",

@@ -1,9 +1,11 @@
-//! Flagsmith's tables: there, published, readable, and safe to publish.
+//! Flagsmith's tables: there, readable, and what the source needs of them: published and safe to publish, or in the outbox.
 
 use tokio_postgres::Client;
 
+use super::ledger::Found;
+use super::outbox;
 use super::report::{Group, Report};
-use crate::config::Config;
+use crate::config::{Config, Mode};
 use crate::error::Kind;
 use crate::prepare::require_tags;
 use crate::schema::{Need, Table, feature_segment, feature_state};
@@ -15,7 +17,12 @@ use crate::source::{
 const GROUP: Group = Group::Tables;
 
 /// Returns the endpoints, where they can be read.
-pub(super) async fn check(config: &Config, client: &Client, report: &mut Report) -> Option<Vec<Listener>> {
+pub(super) async fn check(
+    config: &Config,
+    client: &Client,
+    ledger: Option<&Found>,
+    report: &mut Report,
+) -> Option<Vec<Listener>> {
     let catalog = match Catalog::read(client, &config.database, &config.names.schema).await {
         Ok(catalog) => catalog,
         Err(error) => {
@@ -27,9 +34,14 @@ pub(super) async fn check(config: &Config, client: &Client, report: &mut Report)
     if catalog.tables.is_empty() {
         return None;
     }
-    check_identities(config, client, &catalog, report).await;
-    if is_complete {
-        check_publication(config, client, &catalog, report).await;
+    match config.mode {
+        Mode::Replication => {
+            check_identities(config, client, &catalog, report).await;
+            if is_complete {
+                check_publication(config, client, &catalog, report).await;
+            }
+        }
+        Mode::Outbox => outbox::check(config, client, &catalog, ledger, report).await,
     }
     let unreadable = check_privileges(config, client, &catalog, report).await?;
     let is_readable = |table: &Table| catalog.tables.contains_key(table) && !unreadable.contains(table);

@@ -4,6 +4,7 @@
 //! the order is right.
 
 mod begin;
+mod facts;
 mod findings;
 mod install;
 mod order;
@@ -13,6 +14,10 @@ mod reader;
 mod session;
 
 pub use begin::{claim_outbox, current_snapshot, forget_failures, has_outbox, outbox_reader, outbox_view};
+pub use facts::{
+    Access, OutboxFacts, SetupFacts, outbox_access, outbox_facts, outbox_failures, outbox_setup_facts,
+    outbox_tables,
+};
 pub use findings::Finding;
 pub use install::Outbox;
 pub use order::{Assembler, Record};

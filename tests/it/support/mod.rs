@@ -9,6 +9,7 @@ pub(crate) use source::{Source, on_both_sources};
 pub(crate) mod call;
 pub(crate) mod flagsmith;
 pub(crate) mod oracle;
+pub(crate) mod pooler;
 pub(crate) mod process;
 pub(crate) mod raw;
 pub(crate) mod replay;
