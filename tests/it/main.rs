@@ -21,6 +21,7 @@ mod notices;
 mod old_flagsmith;
 mod operator;
 mod outage;
+mod outbox;
 mod outbox_check;
 mod outbox_source;
 mod outbox_sql;
