@@ -25,7 +25,7 @@ use crate::ledger::{Identity, Ledger, Newsstand, Purpose, Reader, Write};
 use crate::mirror::Mirror;
 use crate::notify::Notifier;
 use crate::ops;
-use crate::prepare::{Prepared, covering, origin, prepare};
+use crate::prepare::{Prepared, Until, covering, origin, prepare};
 use crate::room::Room;
 use crate::schema::Table;
 use crate::source::{BUDGET, Catalog, Channels, Coverage, Feed, QUEUE};
@@ -113,9 +113,31 @@ where
         prepared = prepare(config) => prepared?,
         () = stop.cancelled() => return Ok(()),
     };
-    let running = start(config, prepared, purpose, consume, stop.clone()).await?;
+    let running = start(config, prepared, purpose, None, consume, stop.clone()).await?;
     ready(&running.summary);
     running.wait().await
+}
+
+/// Captures up to this place of the source and no further, and sends nothing. `Err` if it was not reached.
+pub async fn catch_up(config: &Config, until: Until) -> Result<()> {
+    let signalled = CancellationToken::new();
+    stop_on_signals(&signalled)?;
+    let interrupted = || Error::internal("interrupted: nothing is lost, run it again");
+    let prepared = tokio::select! {
+        prepared = prepare(config) => prepared?,
+        () = signalled.cancelled() => return Err(interrupted()),
+    };
+    let purpose = prepared.ledger.purpose()?;
+    let nobody = |outlet: Outlet, stop: CancellationToken| {
+        drop(outlet);
+        Ok(async move {
+            stop.cancelled().await;
+            Ok(())
+        })
+    };
+    let stop = signalled.child_token();
+    start(config, prepared, purpose, Some(until), nobody, stop).await?.wait().await?;
+    if signalled.is_cancelled() { Err(interrupted()) } else { Ok(()) }
 }
 
 fn stop_on_signals(stop: &CancellationToken) -> Result<()> {
@@ -138,6 +160,8 @@ struct Running {
     stop: CancellationToken,
     source: JoinHandle<Result<Option<Feed>>>,
     capture: oneshot::Receiver<Result<()>>,
+    /// It has told that it ended well, and tells nothing more.
+    has_captured: bool,
     consumer: JoinHandle<Result<()>>,
     coverage: JoinHandle<Result<Coverage>>,
     housekeeper: JoinHandle<Result<()>>,
@@ -187,6 +211,7 @@ async fn start<C>(
     config: &Config,
     prepared: Prepared,
     purpose: Purpose,
+    until: Option<Until>,
     consume: impl FnOnce(Outlet, CancellationToken) -> Result<C>,
     stop: CancellationToken,
 ) -> Result<Running>
@@ -196,7 +221,8 @@ where
     let Prepared { ledger, identity, catalog } = prepared;
     let checkpoint = ledger.checkpoint()?.unwrap_or_default();
     let before = ledger.purpose()?;
-    let origin = origin(config, &ledger, &identity)?;
+    let is_bounded = until.is_some();
+    let origin = origin(config, &ledger, &identity, until)?;
     let mut engine = load_engine(config, &ledger, &catalog, &identity, routing(config, before))?;
     let endpoints = [Table::EnvironmentWebhook, Table::OrganisationWebhook]
         .map(|table| engine.mirror().count(table))
@@ -256,7 +282,8 @@ where
         default_format,
     );
     let notifier = tokio::spawn(tell_of_troubles(notifier, purpose, stop.child_token()));
-    let capture = start_capture(capture)?;
+    // What ends by itself takes the others with it when everything of it has been captured.
+    let capture = start_capture(capture, is_bounded.then(|| stop.clone()))?;
     let summary = format!(
         "flagpost {} ready: reading {} from {checkpoint}, {endpoints} endpoints",
         env!("CARGO_PKG_VERSION"),
@@ -265,13 +292,21 @@ where
     let coverage =
         tokio::spawn(watch_coverage(coverage, durable.clone(), confirmable.clone(), recorder, stop.clone()));
     let stop_reading = stop.clone();
-    let source = tokio::spawn(async move { feed.follow(&stop_reading).await });
+    let source = tokio::spawn(async move {
+        let feed = feed.follow(&stop_reading).await;
+        if feed.is_ok() {
+            // What has come to its end by itself stays open until everything of it has been captured.
+            stop_reading.cancelled().await;
+        }
+        feed
+    });
     let positions = Positions { durable, confirmable };
     Ok(Running {
         summary,
         stop,
         source,
         capture,
+        has_captured: false,
         consumer,
         coverage,
         housekeeper,
@@ -358,14 +393,22 @@ fn load_engine(
     Ok(engine)
 }
 
-fn start_capture(capture: Capture) -> Result<oneshot::Receiver<Result<()>>> {
+fn start_capture(
+    capture: Capture,
+    stop_at_end: Option<CancellationToken>,
+) -> Result<oneshot::Receiver<Result<()>>> {
     let (sender, receiver) = oneshot::channel();
     let runtime = Handle::current();
     std::thread::Builder::new()
         .name("capture".into())
         .spawn(move || {
+            let result = capture.run(&runtime);
+            let is_well = result.is_ok();
             // Nobody to tell when the daemon is gone.
-            sender.send(capture.run(&runtime)).ok();
+            sender.send(result).ok();
+            if let Some(stop) = stop_at_end.filter(|_| is_well) {
+                stop.cancel();
+            }
         })
         .map_err(|e| Error::internal(format!("the capture thread cannot be started: {e}")))?;
     Ok(receiver)
@@ -406,14 +449,28 @@ impl Running {
     /// The error of the stage that failed. A stage that ends without one does so because its neighbour is gone, and the
     /// neighbour tells why.
     async fn failure(&mut self) -> Error {
-        let Running { source, capture, consumer, coverage, housekeeper, notifier, writer_ended, .. } = self;
+        let Running {
+            source,
+            capture,
+            has_captured,
+            consumer,
+            coverage,
+            housekeeper,
+            notifier,
+            writer_ended,
+            ..
+        } = self;
         let mut writer = pin!(async { error_of(flatten(writer_ended.await, "the ledger's writer")).await });
         let error = tokio::select! {
             biased;
             error = &mut writer => return error,
             error = async { error_of(coverage.await.map_err(|e| panicked("the coverage watch", &e)).flatten()).await } => error,
             error = async { error_of(source.await.map_err(|e| panicked("the source", &e)).flatten()).await } => error,
-            error = async { error_of(flatten(capture.await, "the capture thread")).await } => error,
+            error = async {
+                let ended = flatten(capture.await, "the capture thread");
+                *has_captured = ended.is_ok();
+                error_of(ended).await
+            } => error,
             error = async { error_of(consumer.await.map_err(|e| panicked("the dispatcher", &e)).flatten()).await } => error,
             error = async { error_of(notifier.await.map_err(|e| panicked("the notifier", &e)).flatten()).await } => error,
             error = async { error_of(housekeeper.await.map_err(|e| panicked("the housekeeper", &e)).flatten()).await } => error,
@@ -424,7 +481,9 @@ impl Running {
 
     async fn stop(self) -> Result<()> {
         let source = self.source.await.map_err(|e| panicked("the source", &e)).flatten()?;
-        flatten(self.capture.await, "the capture thread")?;
+        if !self.has_captured {
+            flatten(self.capture.await, "the capture thread")?;
+        }
         self.consumer.await.map_err(|e| panicked("the dispatcher", &e)).flatten()?;
         self.notifier.await.map_err(|e| panicked("the notifier", &e)).flatten()?;
         self.housekeeper.await.map_err(|e| panicked("the housekeeper", &e)).flatten()?;

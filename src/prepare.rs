@@ -4,12 +4,13 @@ use tokio_postgres::Client;
 use tracing::info;
 
 use crate::baseline;
+use crate::change::Lsn;
 use crate::config::{Config, Mode};
 use crate::error::{Error, Kind, Result};
 use crate::ledger::{Identity, Ledger};
 use crate::schema::Table;
 use crate::source::{
-    Catalog, Covering, Follow, Origin, Publication, Reading, Replication, claim_outbox, connect,
+    Catalog, Covering, Follow, Origin, Publication, Reading, Replication, Snapshot, claim_outbox, connect,
     exported_view, forget_failures, outbox_reader, outbox_view, reader_name, reader_of, server_facts,
     system_id,
 };
@@ -137,8 +138,17 @@ pub async fn fill_from_outbox(
     Ok((ledger, identity))
 }
 
+/// Where reading ends, for a source that is changed for the other one.
+#[derive(Debug, Clone)]
+pub enum Until {
+    /// A position of the stream.
+    Position(Lsn),
+    /// What a snapshot sees of the outbox.
+    Snapshot(Snapshot),
+}
+
 /// Where the ledger says that reading goes on.
-pub fn origin(config: &Config, ledger: &Ledger, identity: &Identity) -> Result<Origin> {
+pub fn origin(config: &Config, ledger: &Ledger, identity: &Identity, until: Option<Until>) -> Result<Origin> {
     let from = ledger.checkpoint()?.unwrap_or_default();
     let (info, system_id) = (config.database.clone(), identity.system_id.clone());
     let Some(reader) = reader_of(&identity.slot) else {
@@ -147,7 +157,10 @@ pub fn origin(config: &Config, ledger: &Ledger, identity: &Identity) -> Result<O
             names: config.names.clone(),
             system_id,
             from,
-            until: None,
+            until: match until {
+                Some(Until::Position(position)) => Some(position),
+                Some(Until::Snapshot(_)) | None => None,
+            },
         }));
     };
     let cursor = ledger.cursor()?.unwrap_or_default();
@@ -158,7 +171,11 @@ pub fn origin(config: &Config, ledger: &Ledger, identity: &Identity) -> Result<O
         )
     })?;
     let (ledger, poll) = (reader.to_owned(), config.poll);
-    Ok(Origin::Outbox(Reading { info, system_id, ledger, from, place, poll, until: None }))
+    let until = match until {
+        Some(Until::Snapshot(snapshot)) => Some(snapshot),
+        Some(Until::Position(_)) | None => None,
+    };
+    Ok(Origin::Outbox(Reading { info, system_id, ledger, from, place, poll, until }))
 }
 
 /// What must cover the tables.

@@ -23,6 +23,7 @@ mod shadow;
 mod show;
 mod size;
 mod status;
+mod switch_source;
 mod test;
 mod uninstall;
 mod view;
@@ -54,7 +55,7 @@ struct Cli {
 enum Command {
     /// Tell what stands in the way, with the SQL that mends it
     Check(check::Options),
-    /// Make publication and slot, and fill the mirror
+    /// Make publication and slot, or the outbox, and fill the mirror
     Setup(setup::Options),
     /// Capture changes and deliver webhooks until told to stop
     Run,
@@ -76,7 +77,9 @@ enum Command {
     Shadow(shadow::Options),
     /// Show the daemon at work on a scratch database: real changes, real webhooks, a kill -9
     Demo(demo::Options),
-    /// Drop slot and publication
+    /// Change from replication to the outbox or back, without a lost or doubled event
+    SwitchSource(switch_source::Options),
+    /// Drop slot, publication and outbox
     Uninstall(uninstall::Options),
 }
 
@@ -119,6 +122,7 @@ fn execute(cli: Cli) -> Result<u8> {
         match cli.command {
             Command::Check(options) => check::check(&config, &options).await,
             Command::Setup(options) => setup::setup(&config, &options).await,
+            Command::SwitchSource(options) => switch_source::switch(&config, &options).await,
             Command::Run => run::run(&config).await,
             Command::Demo(options) => demo::demo(&options).await,
             Command::Shadow(options) => shadow::shadow(&config, &options).await,

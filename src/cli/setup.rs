@@ -3,6 +3,8 @@
 mod outbox;
 mod replication;
 
+pub(super) use replication::require_identities;
+
 use clap::{Args, ValueEnum};
 use tokio_postgres::Client;
 
@@ -73,7 +75,7 @@ fn show(step: &Step) {
     say!();
 }
 
-async fn run_step(config: &Config, client: &Client, step: &Step) -> Result<()> {
+pub(super) async fn run_step(config: &Config, client: &Client, step: &Step) -> Result<()> {
     show(step);
     client.batch_execute(&step.sql).await.map_err(|e| {
         let error = sql_error(&config.database, &step.what, &e);

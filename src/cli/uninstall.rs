@@ -54,7 +54,7 @@ pub(super) async fn uninstall(config: &Config, options: &Options) -> Result<u8> 
     Ok(0)
 }
 
-async fn drop_slot(config: &Config, client: &Client) -> Result<()> {
+pub(super) async fn drop_slot(config: &Config, client: &Client) -> Result<()> {
     let name = &config.names.slot;
     let patience = tokio::time::Instant::now() + PATIENCE;
     loop {
@@ -96,7 +96,7 @@ async fn drop_slot(config: &Config, client: &Client) -> Result<()> {
     .await
 }
 
-async fn drop_publication(config: &Config, client: &Client) -> Result<()> {
+pub(super) async fn drop_publication(config: &Config, client: &Client) -> Result<()> {
     let name = &config.names.publication;
     if !has_publication(client, &config.database, name).await? {
         say!("there is no publication {name:?}: nothing to drop");
@@ -112,7 +112,7 @@ async fn outbox(config: &Config) -> Result<(bool, Catalog)> {
     Ok((has_outbox(&client, &config.database).await?, catalog))
 }
 
-async fn drop_outbox(config: &Config, client: &Client, holds_ledger: bool) -> Result<()> {
+pub(super) async fn drop_outbox(config: &Config, client: &Client, holds_ledger: bool) -> Result<()> {
     if !has_outbox(client, &config.database).await? {
         say!("there is no outbox: nothing to drop");
         return Ok(());

@@ -204,6 +204,42 @@ impl Ledger {
         transaction.commit().map_err(|e| schema::unusable(&self.path, e))
     }
 
+    /// From here on the ledger goes on in another source: what it belongs to, and where. Everything else stays, for both sources
+    /// bring the same changes. The source before is on record until [`Ledger::forget_left`].
+    pub fn change_source(&mut self, identity: &Identity, position: Lsn, cursor: Option<&str>) -> Result<()> {
+        let transaction = self.connection.transaction().map_err(|e| schema::unusable(&self.path, e))?;
+        let change = || -> rusqlite::Result<()> {
+            transaction.execute_batch(
+                "DELETE FROM meta WHERE key = 'cursor';
+                 INSERT OR REPLACE INTO meta SELECT 'left', value FROM meta WHERE key = 'slot';",
+            )?;
+            for (key, value) in [
+                ("slot", Some(identity.slot.as_str())),
+                ("checkpoint", Some(position.to_string().as_str())),
+                ("cursor", cursor),
+            ] {
+                transaction.execute(
+                    "INSERT OR REPLACE INTO meta SELECT ?1, ?2 WHERE ?2 IS NOT NULL",
+                    params![key, value],
+                )?;
+            }
+            Ok(())
+        };
+        change().map_err(|e| schema::unusable(&self.path, e))?;
+        transaction.commit().map_err(|e| schema::unusable(&self.path, e))
+    }
+
+    /// The source that the ledger went on in before [`Ledger::change_source`], if it may still be there.
+    pub fn left(&self) -> Result<Option<String>> {
+        self.meta("left")
+    }
+
+    /// The source before is gone.
+    pub fn forget_left(&self) -> Result<()> {
+        self.connection.execute("DELETE FROM meta WHERE key = 'left'", []).map_err(self.failed())?;
+        Ok(())
+    }
+
     /// Gives every row of the mirror to `each`, its secrets in the clear.
     pub fn load_mirror(&self, mut each: impl FnMut(Table, Row)) -> Result<()> {
         if self.meta("columns")?.is_some_and(|columns| columns != columns_fingerprint()) {

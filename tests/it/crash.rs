@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
-use flagpost::demo::cluster::Cluster;
+use flagpost::demo::cluster::{Cluster, Options};
 use flagpost::demo::receiver::{Received, Receiver};
 use serde_json::Value as Json;
 use sha2::{Digest, Sha256};
@@ -23,23 +23,28 @@ on_both_sources!(
 );
 
 /// One committed change: which value a state got, by which transaction.
-struct Commit {
+pub(crate) struct Commit {
     state: i32,
     value: String,
     xid: u64,
 }
 
-struct Scene {
-    cluster: Cluster,
-    client: Client,
+pub(crate) struct Scene {
+    pub(crate) cluster: Cluster,
+    pub(crate) client: Client,
     receiver: Receiver,
-    installation: Installation,
+    pub(crate) installation: Installation,
     states: Vec<i32>,
 }
 
 impl Scene {
     async fn new(source: Source, settle: &str) -> Scene {
-        let cluster = Cluster::start(source.options()).await.unwrap();
+        Scene::on(source, source.options(), settle).await
+    }
+
+    /// On a server of this kind.
+    pub(crate) async fn on(source: Source, options: Options, settle: &str) -> Scene {
+        let cluster = Cluster::start(options).await.unwrap();
         let receiver = Receiver::start(0).unwrap();
         let client = flagsmith(&cluster, receiver.addr()).await;
         // Five flags in one environment: they differ in nothing but their ids.
@@ -67,7 +72,7 @@ impl Scene {
     }
 
     /// Commits changes one after the other until told to stop.
-    fn write(
+    pub(crate) fn write(
         &self,
         pause: Duration,
     ) -> (tokio::sync::oneshot::Sender<()>, tokio::task::JoinHandle<Vec<Commit>>) {
@@ -104,6 +109,34 @@ impl Scene {
         }
         stop.send(()).unwrap();
         writer.await.unwrap()
+    }
+
+    /// Each commit was told to each endpoint once (known by its id), in order, with what the one before had left.
+    pub(crate) async fn assert_told(&self, commits: &[Commit]) {
+        let is_complete =
+            |all: &[Received]| PATHS.iter().all(|path| events(all, path).len() >= commits.len());
+        let received = self.receiver.wait_for(is_complete, PATIENCE).await.unwrap_or_else(|all| all);
+        let system_id = self.system_id().await;
+        for path in PATHS {
+            let events = events(&received, path);
+            let mut by_state: BTreeMap<i32, Vec<&Event>> = BTreeMap::new();
+            events.iter().for_each(|event| by_state.entry(event.state).or_default().push(event));
+            for state in &self.states {
+                let committed: Vec<&Commit> = commits.iter().filter(|c| c.state == *state).collect();
+                let told = by_state.remove(state).unwrap_or_default();
+                let ids: Vec<&str> = told.iter().map(|event| event.id.as_str()).collect();
+                let expected: Vec<String> =
+                    committed.iter().map(|c| event_id(&system_id, *state, c.xid)).collect();
+                assert_eq!(ids, expected, "{path}: ids of state {state}, in order");
+                let mut known = "first";
+                for (event, commit) in told.iter().zip(&committed) {
+                    assert_eq!(event.previous["feature_state_value"], known);
+                    assert_eq!(event.new["feature_state_value"], commit.value.as_str());
+                    known = &commit.value;
+                }
+            }
+            assert!(by_state.is_empty());
+        }
     }
 
     async fn system_id(&self) -> String {
@@ -150,29 +183,7 @@ async fn killed_in_a_loop_it_sends_every_commit_once_known_by_its_id_in_order(so
     let scene = Scene::new(source, "0").await;
     let commits = scene.kill_in_a_loop(Duration::from_millis(3)).await;
     let daemon = Daemon::start(&scene.installation).await;
-    let is_complete = |all: &[Received]| PATHS.iter().all(|path| events(all, path).len() >= commits.len());
-    let received = scene.receiver.wait_for(is_complete, PATIENCE).await.unwrap_or_else(|all| all);
-    let system_id = scene.system_id().await;
-    for path in PATHS {
-        let events = events(&received, path);
-        let mut by_state: BTreeMap<i32, Vec<&Event>> = BTreeMap::new();
-        events.iter().for_each(|event| by_state.entry(event.state).or_default().push(event));
-        for state in &scene.states {
-            let committed: Vec<&Commit> = commits.iter().filter(|c| c.state == *state).collect();
-            let told = by_state.remove(state).unwrap_or_default();
-            let ids: Vec<&str> = told.iter().map(|event| event.id.as_str()).collect();
-            let expected: Vec<String> =
-                committed.iter().map(|c| event_id(&system_id, *state, c.xid)).collect();
-            assert_eq!(ids, expected, "{path}: ids of state {state}, in order");
-            let mut known = "first";
-            for (event, commit) in told.iter().zip(&committed) {
-                assert_eq!(event.previous["feature_state_value"], known);
-                assert_eq!(event.new["feature_state_value"], commit.value.as_str());
-                known = &commit.value;
-            }
-        }
-        assert!(by_state.is_empty());
-    }
+    scene.assert_told(&commits).await;
     assert!(commits.len() > 100, "only {} commits", commits.len());
     daemon.terminate().await.success();
 }

@@ -34,3 +34,4 @@ mod shadow;
 mod signing;
 mod story;
 mod support;
+mod switch_source;

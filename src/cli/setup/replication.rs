@@ -8,8 +8,8 @@ use crate::config::Config;
 use crate::error::{Error, Kind, Result};
 use crate::ledger::{Identity, Ledger};
 use crate::source::{
-    Catalog, Exported, Publication, Replication, exported_view, grant_steps, publication_steps, server_facts,
-    slot_step, unusable_identities,
+    Catalog, Exported, Publication, Replication, exported_view, grant_steps, publication_steps, reader_of,
+    server_facts, slot_step, unusable_identities,
 };
 
 pub(super) async fn setup(
@@ -54,7 +54,11 @@ pub(super) async fn setup(
 }
 
 /// A publication of tables without a usable replica identity would make the server refuse Flagsmith's own changes.
-async fn require_identities(config: &Config, client: &Client, catalog: &Catalog) -> Result<()> {
+pub(in crate::cli) async fn require_identities(
+    config: &Config,
+    client: &Client,
+    catalog: &Catalog,
+) -> Result<()> {
     let unusable = unusable_identities(client, &config.database, catalog).await?;
     let Some(first) = unusable.first() else { return Ok(()) };
     let mends: Vec<&str> = unusable.iter().map(|identity| identity.mend.as_str()).collect();
@@ -115,6 +119,17 @@ async fn prepare_slot(
     }
     // The ledger is opened first: it tells whether a daemon is running, and no slot is made that could not be used.
     let ledger = if options.no_mirror { None } else { Some(Ledger::open(&config.state_dir)?) };
+    if let Some(ledger) = ledger.as_ref().filter(|_| !options.resnapshot)
+        && ledger.identity()?.is_some_and(|identity| reader_of(&identity.slot).is_some())
+    {
+        return Err(Error::new(
+            Kind::LedgerMismatch,
+            format!(
+                "the ledger in {} reads the outbox: change over with \"flagpost switch-source replication\"",
+                config.state_dir.display()
+            ),
+        ));
+    }
     if let (Some(ledger), None) = (&ledger, &existing)
         && ledger.checkpoint()?.is_some()
         && !options.resnapshot
