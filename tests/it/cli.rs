@@ -1,6 +1,7 @@
 //! The commands do what they say: setup, check, status, run and uninstall, on the real binary.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
@@ -13,6 +14,8 @@ use crate::support::flagsmith::{self, Schema};
 use crate::support::process::{Daemon, Installation, LONG};
 use crate::support::replay::{Pace, Replay, cases};
 use crate::support::{cluster_options, golden};
+
+const CATALOGUE: &str = include_str!("support/catalogue.sql");
 
 /// A Flagsmith with a project, two environments, their webhooks and a flag.
 pub(crate) async fn flagsmith(cluster: &Cluster, receiver: SocketAddr) -> Client {
@@ -31,7 +34,9 @@ fn program(cluster: &Cluster, name: &str, arguments: &[&str], input: &str) -> St
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("input");
     std::fs::write(&file, input).unwrap();
-    let output = Command::new(find_bindir().unwrap().join(name))
+    // The server binaries of tools/postgres come without client programs. psql speaks to older and newer servers.
+    let program = own_program(name).unwrap_or_else(|| name.into());
+    let output = Command::new(program)
         .args(arguments)
         .args(["-h", "127.0.0.1", "-p", &cluster.port().to_string(), "-U", "postgres", "-d", "flagsmith"])
         .stdin(std::fs::File::open(&file).unwrap())
@@ -41,10 +46,18 @@ fn program(cluster: &Cluster, name: &str, arguments: &[&str], input: &str) -> St
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// The schema as SQL, without the lines that differ from one dump to the next.
+/// A client program that came with the server's binaries.
+fn own_program(name: &str) -> Option<PathBuf> {
+    Some(find_bindir().unwrap().join(name)).filter(|path| path.is_file())
+}
+
+/// All that the database consists of: what its catalogue has, and what the server's own pg_dump says where there is one (a
+/// pg_dump refuses a newer server), without the lines that differ from one dump to the next.
 pub(crate) fn dump(cluster: &Cluster) -> String {
-    let dump = program(cluster, "pg_dump", &["--schema-only"], "");
-    dump.lines().filter(|line| !line.contains("restrict ")).collect::<Vec<_>>().join("\n")
+    let catalogue = program(cluster, "psql", &["-XqAt", "-v", "ON_ERROR_STOP=1"], CATALOGUE);
+    let dump = own_program("pg_dump").map(|_| program(cluster, "pg_dump", &["--schema-only"], ""));
+    let lines = dump.as_deref().unwrap_or_default().lines().filter(|line| !line.contains("restrict "));
+    format!("{catalogue}{}", lines.collect::<Vec<_>>().join("\n"))
 }
 
 pub(crate) async fn count(client: &Client, from: &str) -> i64 {
@@ -116,6 +129,7 @@ async fn from_setup_to_uninstall_nothing_is_left_behind() {
     assert!(text.contains("is not there") && text.contains("none in"), "{text}");
 
     installation.run(&["setup"]).await.success();
+    assert_ne!(dump(&cluster), before, "the dump has the publication");
     let again = installation.run(&["setup"]).await.success();
     assert!(again.contains("is as it must be") && again.contains("is there"), "{again}");
 
