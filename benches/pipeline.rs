@@ -16,7 +16,9 @@ use std::time::{Duration, Instant};
 use flagpost::change::Lsn;
 use flagpost::demo::cluster::{Cluster, find_bindir};
 use flagpost::demo::receiver::Receiver;
-use flagpost::source::{BUDGET, Channels, ConnInfo, Follow, Item, Names, QUEUE, Replication, follow, open};
+use flagpost::source::{
+    BUDGET, Catalog, Channels, ConnInfo, Follow, Item, Names, QUEUE, Replication, connect, follow, open,
+};
 use support::flagsmith::{self, Schema};
 use support::process::{Daemon, Installation};
 use support::replay::{Pace, Replay, cases};
@@ -135,6 +137,7 @@ async fn latency() {
 /// Reads `transactions` transactions of ten rows each with our stream; seconds.
 async fn our_stream(info: &ConnInfo, slot: &str, from: Lsn, end: Lsn) -> f64 {
     let names = Names { slot: slot.into(), publication: "flagpost".into(), schema: "public".into() };
+    let catalog = Catalog::read(&connect(info).await.unwrap(), info, "public").await.unwrap();
     let system_id = Replication::connect(info).await.unwrap().server().system_id.clone();
     let (out, mut items) = mpsc::channel(QUEUE);
     let (_durable, receiver) = watch::channel(from);
@@ -144,7 +147,7 @@ async fn our_stream(info: &ConnInfo, slot: &str, from: Lsn, end: Lsn) -> f64 {
         durable: receiver,
         probe: Arc::new(Notify::new()),
     };
-    let what = Follow { info: info.clone(), names, system_id, from };
+    let what = Follow { info: info.clone(), names, catalog, system_id, from };
     let stop = CancellationToken::new();
     let start = Instant::now();
     let first = open(&what, &channels).await.unwrap();

@@ -334,6 +334,7 @@ where
     let what = Follow {
         info: config.database.clone(),
         names: config.names.clone(),
+        catalog: catalog.clone(),
         system_id: identity.system_id,
         from: checkpoint,
     };

@@ -8,6 +8,7 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use super::catalog::Catalog;
 use super::conn_info::ConnInfo;
 use super::replication::{Names, Replication};
 use super::stream::{Channels, Stream};
@@ -25,6 +26,8 @@ pub struct Follow {
     pub info: ConnInfo,
     /// Slot and publication.
     pub names: Names,
+    /// What is read of it.
+    pub catalog: Catalog,
     /// The cluster that the ledger belongs to.
     pub system_id: String,
     /// Where to begin: the ledger's checkpoint.
@@ -132,5 +135,5 @@ async fn try_open(follow: &Follow, from: Lsn, channels: &Channels) -> Result<Str
             ),
         ));
     }
-    Stream::start(replication, &follow.names, from, channels.clone()).await
+    Stream::start(replication, &follow.names, follow.catalog.clone(), from, channels.clone()).await
 }
