@@ -13,7 +13,7 @@ use tokio_postgres::Client;
 use crate::support::flagsmith::{self, Schema};
 use crate::support::process::{Daemon, Installation, LONG};
 use crate::support::replay::{Pace, Replay, cases};
-use crate::support::{cluster_options, golden};
+use crate::support::{cluster_options, golden, has_column_lists};
 
 const CATALOGUE: &str = include_str!("support/catalogue.sql");
 
@@ -234,11 +234,13 @@ async fn check_names_each_obstacle_with_its_mend_and_the_mend_mends() {
         .batch_execute(
             "CREATE ROLE weak LOGIN;
              ALTER TABLE features_feature REPLICA IDENTITY NOTHING;
-             UPDATE environments_webhook SET url = 'sekrit' WHERE id = (SELECT min(id) FROM environments_webhook);
-             CREATE PUBLICATION flagpost FOR TABLE features_featurestate (id);",
+             UPDATE environments_webhook SET url = 'sekrit' WHERE id = (SELECT min(id) FROM environments_webhook);",
         )
         .await
         .unwrap();
+    let columns = if has_column_lists(&client).await { "(id)" } else { "" };
+    let publication = format!("CREATE PUBLICATION flagpost FOR TABLE features_featurestate {columns}");
+    client.batch_execute(&publication).await.unwrap();
     let installation = Installation::new(&cluster.url("weak", "flagsmith"));
     let output = installation.run(&["check", "--json"]).await;
     assert_eq!(output.code, 3, "{output:?}");
@@ -253,6 +255,14 @@ async fn check_names_each_obstacle_with_its_mend_and_the_mend_mends() {
     for (code, part) in statements {
         assert_check(&report, code, "fail", part);
     }
+    // Where there are column lists they are part of it, and a column that is not in them is missed like a table.
+    let publication = checks(&report, "publication")[0];
+    assert_eq!(
+        publication["mend"].as_str().unwrap().contains("\"features_featurestate\" (\"id\","),
+        columns == "(id)"
+    );
+    let message = publication["message"].as_str().unwrap();
+    assert_eq!(message.contains("features_featurestate.enabled"), columns == "(id)", "{message}");
     assert!(checks(&report, "replication-connection").is_empty(), "it cannot work yet");
     let refused = Installation::new(&cluster.url("postgres", "flagsmith")).run(&["setup"]).await;
     assert!(refused.code == 3 && refused.stderr.contains("REPLICA IDENTITY DEFAULT"), "{refused:?}");
