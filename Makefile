@@ -1,5 +1,6 @@
-# `make demo` shows the daemon at work, `make test` passes the tests. Both install what they miss and say so.
-.PHONY: demo test bench build
+# `make demo` shows the daemon at work, `make test` passes the tests, `make test-postgres-all` those that need a
+# server on every major version of PostgreSQL. They install what they miss and say so.
+.PHONY: demo test test-postgres-all bench build
 
 build:
 	@tools/needs build
@@ -14,6 +15,20 @@ test:
 	cargo fmt --check
 	cargo clippy --all-targets --locked -- -D warnings
 	cargo test --locked
+
+# Some of them only: make test-postgres-all MAJORS='14 18'
+MAJORS = 14 15 16 17 18
+
+test-postgres-all:
+	@tools/needs build postgres psql openssl python3 node npm smtp unshare pgbouncer
+	@passed=""; \
+	for major in $(MAJORS); do \
+		bindir=$$(tools/postgres $$major) && echo "integration tests on $$($$bindir/postgres --version)" && \
+		FLAGPOST_PG_BINDIR=$$bindir cargo test --locked --test it || \
+		{ echo "FAILED on PostgreSQL $$major; passed on:$${passed:- none}" >&2; exit 1; }; \
+		passed="$$passed $$major"; \
+	done; \
+	echo "passed on PostgreSQL$$passed"
 
 bench:
 	@tools/needs build postgres

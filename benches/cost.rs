@@ -10,7 +10,12 @@
 //! Words as arguments pick scripts: `cargo bench --bench cost -- update click`; `rounds=N` and `seconds=N` change the pace.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
-#![allow(dead_code, reason = "the tests' support is shared, and a bench needs only a part of it")]
+#![allow(
+    dead_code,
+    unused_imports,
+    unused_macros,
+    reason = "the tests' support is shared, and a bench needs only a part of it"
+)]
 
 #[path = "../tests/it/support/mod.rs"]
 mod support;
@@ -20,9 +25,11 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
+use flagpost::change::Lsn;
 use flagpost::demo::cluster::{Cluster, Options, find_bindir};
 use flagpost::source::{
-    BUDGET, Catalog, Channels, ConnInfo, Follow, Item, Names, Outbox, QUEUE, Replication, follow, open,
+    BUDGET, Catalog, Channels, ConnInfo, Delivery, Feed, Follow, Item, Names, Origin, Outbox, QUEUE, Reading,
+    claim_outbox, outbox_view, system_id,
 };
 use support::flagsmith::{self, Schema};
 use support::golden;
@@ -79,10 +86,6 @@ const ROWS: &str = "
                        AND attname NOT IN ('history_id', 'related_object_id', 'history_record_id') LOOP
             EXECUTE format('CREATE INDEX ON %s (%I)', c.relation, c.attname);
         END LOOP; END $$;";
-
-/// How the outbox is emptied meanwhile, as the daemon will: what is below the horizon.
-const TAKE: &str = "DELETE FROM flagpost.outbox WHERE xid < pg_snapshot_xmin(pg_current_snapshot())";
-const TAKE_EVERY: Duration = Duration::from_millis(100);
 
 /// What is installed.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -143,7 +146,26 @@ impl Scene {
         let from = self.client.query_one(sql, &[]).await.unwrap().get::<_, &str>(0).parse().unwrap();
         let names =
             Names { slot: "flagpost".into(), publication: "flagpost".into(), schema: "public".into() };
-        let system_id = Replication::connect(&info).await.unwrap().server().system_id.clone();
+        let catalog = Catalog::read(&self.client, &info, "public").await.unwrap();
+        let system_id = system_id(&self.client, &info).await.unwrap();
+        self.read(Origin::Replication(Follow { info, names, catalog, system_id, from, until: None }), from)
+            .await;
+    }
+
+    /// The outbox, and a task that reads it and takes away what it has read.
+    async fn trigger(&self) {
+        let info = ConnInfo::parse(&self.cluster.url("postgres", "flagsmith"), None).unwrap();
+        let catalog = Catalog::read(&self.client, &info, "public").await.unwrap();
+        self.client.batch_execute(&Outbox::default().install_step(&catalog).sql).await.unwrap();
+        let ledger = claim_outbox(&self.client, &info).await.unwrap();
+        let system_id = system_id(&self.client, &info).await.unwrap();
+        let view = outbox_view(&info).await.unwrap();
+        let (place, poll) = (view.cursor.unwrap().parse().unwrap(), Duration::from_secs(1));
+        let reading = Reading { info, system_id, ledger, from: view.position, place, poll, until: None };
+        self.read(Origin::Outbox(reading), view.position).await;
+    }
+
+    async fn read(&self, origin: Origin, from: Lsn) {
         let (out, mut items) = mpsc::channel(QUEUE);
         let (durable, receiver) = watch::channel(from);
         let channels = Channels {
@@ -152,32 +174,20 @@ impl Scene {
             durable: receiver,
             probe: Arc::new(Notify::new()),
         };
-        let what = Follow { info, names, system_id, from };
         let stop = self.stop.clone();
-        let first = open(&what, &channels).await.unwrap();
-        tokio::spawn(async move { follow(&what, channels, first, &stop).await });
+        let feed = Feed::open(origin, channels).await.unwrap();
+        tokio::spawn(async move { feed.follow(&stop).await.map(drop).unwrap() });
         tokio::spawn(async move {
-            while let Some(delivery) = items.recv().await {
-                durable.send_replace(match &delivery.item {
+            // As the ledger's writer does: many at once.
+            let mut all = Vec::new();
+            while items.recv_many(&mut all, QUEUE).await > 0 {
+                let position = |delivery: &Delivery| match &delivery.item {
                     Item::Transaction(transaction, _) => transaction.end_lsn,
                     Item::Alive { position, .. } => *position,
-                });
-            }
-        });
-    }
-
-    /// The outbox, and a task that listens and empties it.
-    async fn trigger(&self) {
-        let info = ConnInfo::parse(&self.cluster.url("postgres", "flagsmith"), None).unwrap();
-        let catalog = Catalog::read(&self.client, &info, "public").await.unwrap();
-        self.client.batch_execute(&Outbox::default().install_step(&catalog).sql).await.unwrap();
-        let reader = self.cluster.connect("flagsmith").await.unwrap();
-        reader.batch_execute("LISTEN flagpost").await.unwrap();
-        let stop = self.stop.clone();
-        tokio::spawn(async move {
-            while !stop.is_cancelled() {
-                reader.batch_execute(TAKE).await.unwrap();
-                tokio::time::sleep(TAKE_EVERY).await;
+                };
+                durable.send_replace(all.iter().map(position).max().unwrap());
+                all.clear();
+                tokio::time::sleep(Duration::from_millis(20)).await;
             }
         });
     }

@@ -21,11 +21,13 @@ use std::time::{Duration, Instant};
 use flagpost::change::Lsn;
 use flagpost::demo::cluster::{Cluster, find_bindir};
 use flagpost::demo::receiver::Receiver;
-use flagpost::source::{BUDGET, Channels, ConnInfo, Feed, Follow, Item, Names, Origin, QUEUE, Replication};
+use flagpost::source::{
+    BUDGET, Catalog, Channels, ConnInfo, Feed, Follow, Item, Names, Origin, QUEUE, Replication, connect,
+};
 use support::flagsmith::{self, Schema};
 use support::process::{Daemon, Installation};
 use support::replay::{Pace, Replay, cases};
-use support::{cluster_options, golden};
+use support::{Source, cluster_options, golden};
 use tokio::sync::{Notify, Semaphore, mpsc, watch};
 use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
@@ -98,12 +100,18 @@ async fn floor_ms(receiver: &Receiver) -> Vec<f64> {
 }
 
 async fn latency() {
-    for settle in ["0", "100ms"] {
-        let cluster = Cluster::start(cluster_options()).await.unwrap();
+    for (source, settle) in [
+        (Source::Replication, "0"),
+        (Source::Replication, "100ms"),
+        (Source::Outbox, "0"),
+        (Source::Outbox, "100ms"),
+    ] {
+        let options = source.options().set("track_commit_timestamp", "on");
+        let cluster = Cluster::start(options).await.unwrap();
         let receiver = Receiver::start(0).unwrap();
         let client = scene(&cluster, &receiver, 100).await;
         let floor = floor_ms(&receiver).await;
-        let installation = installation(&cluster, settle);
+        let installation = installation(&cluster, settle).with("FLAGPOST_SOURCE_MODE", source.mode());
         installation.run(&["setup"]).await.success();
         let daemon = Daemon::start(&installation).await;
         let mut times = Vec::new();
@@ -126,7 +134,8 @@ async fn latency() {
         }
         let times = sorted(times);
         println!(
-            "latency commit→arrival, settle {settle:>5}: p50 {:6.2} ms   p99 {:6.2} ms   max {:6.2} ms   (floor, fsync + POST: p50 {:.2} ms, p99 {:.2} ms)",
+            "latency commit→arrival, {:>11}, settle {settle:>5}: p50 {:6.2} ms   p99 {:6.2} ms   max {:6.2} ms   (floor, fsync + POST: p50 {:.2} ms, p99 {:.2} ms)",
+            source.mode(),
             percentile(&times, 50),
             percentile(&times, 99),
             times[times.len() - 1],
@@ -140,6 +149,7 @@ async fn latency() {
 /// Reads `transactions` transactions of ten rows each with our stream; seconds.
 async fn our_stream(info: &ConnInfo, slot: &str, from: Lsn, end: Lsn) -> f64 {
     let names = Names { slot: slot.into(), publication: "flagpost".into(), schema: "public".into() };
+    let catalog = Catalog::read(&connect(info).await.unwrap(), info, "public").await.unwrap();
     let system_id = Replication::connect(info).await.unwrap().server().system_id.clone();
     let (out, mut items) = mpsc::channel(QUEUE);
     let (_durable, receiver) = watch::channel(from);
@@ -149,7 +159,8 @@ async fn our_stream(info: &ConnInfo, slot: &str, from: Lsn, end: Lsn) -> f64 {
         durable: receiver,
         probe: Arc::new(Notify::new()),
     };
-    let origin = Origin::Replication(Follow { info: info.clone(), names, system_id, from, until: None });
+    let origin =
+        Origin::Replication(Follow { info: info.clone(), names, catalog, system_id, from, until: None });
     let stop = CancellationToken::new();
     let start = Instant::now();
     let feed = Feed::open(origin, channels).await.unwrap();

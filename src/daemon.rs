@@ -222,7 +222,7 @@ where
     let checkpoint = ledger.checkpoint()?.unwrap_or_default();
     let before = ledger.purpose()?;
     let is_bounded = until.is_some();
-    let origin = origin(config, &ledger, &identity, until)?;
+    let origin = origin(config, &ledger, &identity, &catalog, until)?;
     let mut engine = load_engine(config, &ledger, &catalog, &identity, routing(config, before))?;
     let endpoints = [Table::EnvironmentWebhook, Table::OrganisationWebhook]
         .map(|table| engine.mirror().count(table))

@@ -148,13 +148,20 @@ pub enum Until {
 }
 
 /// Where the ledger says that reading goes on.
-pub fn origin(config: &Config, ledger: &Ledger, identity: &Identity, until: Option<Until>) -> Result<Origin> {
+pub fn origin(
+    config: &Config,
+    ledger: &Ledger,
+    identity: &Identity,
+    catalog: &Catalog,
+    until: Option<Until>,
+) -> Result<Origin> {
     let from = ledger.checkpoint()?.unwrap_or_default();
     let (info, system_id) = (config.database.clone(), identity.system_id.clone());
     let Some(reader) = reader_of(&identity.slot) else {
         return Ok(Origin::Replication(Follow {
             info,
             names: config.names.clone(),
+            catalog: catalog.clone(),
             system_id,
             from,
             until: match until {

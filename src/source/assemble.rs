@@ -9,6 +9,7 @@ use std::collections::HashMap;
 
 use sha2::{Digest, Sha256};
 
+use super::catalog::Catalog;
 use super::pgoutput::{Datum, Message, RelationColumn, Tuple};
 use crate::change::{Field, Key, Lsn, Micros, Op, Row, RowChange, Transaction};
 use crate::error::{Error, Kind, Result};
@@ -30,7 +31,7 @@ struct Open {
 
 /// See the module's documentation.
 pub(crate) struct Assembler {
-    schema: String,
+    catalog: Catalog,
     relations: HashMap<u32, Option<Layout>>,
     open: Option<Open>,
     /// A 64-bit id near the ones that come, to extend the stream's 32-bit ids by.
@@ -38,8 +39,8 @@ pub(crate) struct Assembler {
 }
 
 impl Assembler {
-    pub(crate) fn new(schema: &str, near_xid: u64) -> Assembler {
-        Assembler { schema: schema.to_owned(), relations: HashMap::new(), open: None, near_xid }
+    pub(crate) fn new(catalog: Catalog, near_xid: u64) -> Assembler {
+        Assembler { catalog, relations: HashMap::new(), open: None, near_xid }
     }
 
     /// Takes one message; a Commit completes a transaction.
@@ -104,18 +105,22 @@ impl Assembler {
         name: &str,
         columns: &[RelationColumn<'_>],
     ) -> Result<()> {
-        let table = Table::by_name(name).filter(|_| namespace == self.schema);
-        let layout = table.map(|table| Layout::new(table, columns)).transpose()?;
+        let table = Table::by_name(name).filter(|_| namespace == self.catalog.schema);
+        let layout = table.map(|table| Layout::new(table, columns, &self.catalog)).transpose()?;
         self.relations.insert(id, layout);
         Ok(())
     }
 }
 
 impl Layout {
-    fn new(table: Table, columns: &[RelationColumn<'_>]) -> Result<Layout> {
+    fn new(table: Table, columns: &[RelationColumn<'_>], catalog: &Catalog) -> Result<Layout> {
         let mut places = Vec::with_capacity(table.columns().len());
-        for column in table.columns() {
-            let place = columns.iter().position(|c| c.name == column.name);
+        for (index, column) in table.columns().iter().enumerate() {
+            // A publication without column lists brings leftovers too.
+            let place = columns
+                .iter()
+                .position(|c| c.name == column.name)
+                .filter(|_| !catalog.is_leftover(table, index));
             if place.is_none() && column.need == Need::Required {
                 return Err(Error::new(
                     Kind::DatabaseRefuses,
@@ -207,7 +212,7 @@ fn unexpected(what: &str) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::schema::{feature_state, mv_option};
+    use crate::schema::{feature_segment, feature_state, mv_option};
 
     fn columns(names: &[&'static str]) -> Vec<RelationColumn<'static>> {
         names.iter().map(|name| RelationColumn { is_key: *name == "id", name }).collect()
@@ -219,6 +224,12 @@ mod tests {
 
     const OPTION: [&str; 6] = ["string_value", "type", "id", "integer_value", "boolean_value", "feature_id"];
 
+    /// A Flagsmith of today.
+    fn catalog() -> Catalog {
+        let all = |table: &Table| (*table, vec![true; table.columns().len()]);
+        Catalog { version: 0, schema: "public".into(), tables: Table::ALL.iter().map(all).collect() }
+    }
+
     fn begin() -> Message<'static> {
         Message::Begin { commit_lsn: Lsn(8), commit_time: Micros(5), xid: 7 }
     }
@@ -229,7 +240,7 @@ mod tests {
 
     #[test]
     fn columns_find_their_places_whatever_their_order_and_unknown_ones_are_left_out() {
-        let mut assembler = Assembler::new("public", 3 << 32);
+        let mut assembler = Assembler::new(catalog(), 3 << 32);
         assembler.take(begin()).unwrap();
         assembler
             .take(relation("multivariate_multivariatefeatureoption", &[&OPTION[..], &["surprise"]].concat()))
@@ -265,7 +276,7 @@ mod tests {
 
     #[test]
     fn a_missing_column_stops_the_stream_only_if_flagpost_needs_it() {
-        let mut assembler = Assembler::new("public", 0);
+        let mut assembler = Assembler::new(catalog(), 0);
         let needed = ["id", "enabled", "environment_id", "feature_id", "identity_id", "feature_segment_id"];
         assembler.take(begin()).unwrap();
         assembler.take(relation("features_featurestate", &needed)).unwrap();
@@ -280,8 +291,29 @@ mod tests {
     }
 
     #[test]
+    fn what_only_old_databases_need_is_read_only_there() {
+        let mut old = catalog();
+        if let Some(column) =
+            old.tables.get_mut(&Table::FeatureState).and_then(|c| c.get_mut(feature_state::VERSION))
+        {
+            *column = false;
+        }
+        for (catalog, expected) in [(catalog(), None), (old, Some("12"))] {
+            let mut assembler = Assembler::new(catalog, 0);
+            let names = ["id", "priority", "feature_id", "segment_id", "value", "value_type"];
+            assembler.take(begin()).unwrap();
+            assembler.take(relation("features_featuresegment", &names)).unwrap();
+            let new = ["1", "1", "1", "1", "12", "int"].map(Datum::Text).to_vec();
+            assembler.take(Message::Insert { relation: 1, new }).unwrap();
+            let changes = assembler.take(commit()).unwrap().unwrap().changes;
+            let Op::Insert { new } = &changes[0].op else { panic!() };
+            assert_eq!(new.text(feature_segment::VALUE), expected);
+        }
+    }
+
+    #[test]
     fn tables_of_other_schemas_and_other_names_are_left_out() {
-        let mut assembler = Assembler::new("public", 0);
+        let mut assembler = Assembler::new(catalog(), 0);
         assembler.take(begin()).unwrap();
         let foreign = Message::Relation {
             id: 1,
@@ -298,7 +330,7 @@ mod tests {
 
     #[test]
     fn a_credentials_id_is_replaced_by_a_digest_everywhere() {
-        let mut assembler = Assembler::new("public", 0);
+        let mut assembler = Assembler::new(catalog(), 0);
         assembler.take(begin()).unwrap();
         assembler.take(relation("api_keys_masterapikey", &["id", "name"])).unwrap();
         let id = Datum::Text("prefix.pbkdf2_sha256$hash");
@@ -314,7 +346,7 @@ mod tests {
 
     #[test]
     fn a_stream_that_makes_no_sense_is_an_error() {
-        let fresh = || Assembler::new("public", 0);
+        let fresh = || Assembler::new(catalog(), 0);
         assert!(fresh().take(commit()).is_err());
         assert!(fresh().take(Message::Delete { relation: 1, old: vec![] }).is_err());
         let mut assembler = fresh();

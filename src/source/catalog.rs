@@ -11,12 +11,14 @@ use super::conn_info::ConnInfo;
 use super::sql::sql_error;
 use crate::error::{Error, Kind, Result};
 use crate::schema::Capabilities;
-use crate::schema::{Need, Table, feature_state};
+use crate::schema::{Need, Table, feature_segment, feature_state};
 
 /// `server_version_num` of the first version that has column lists in publications.
 const COLUMN_LISTS: u32 = 150_000;
 /// `server_version_num` of the first version that flagpost supports.
 const OLDEST: u32 = 140_000;
+/// See [`Catalog::is_leftover`].
+const LEFTOVERS: [usize; 2] = [feature_segment::VALUE, feature_segment::VALUE_TYPE];
 
 /// The tables of [`crate::schema`] that the database has, with those of their columns that flagpost reads.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -67,20 +69,30 @@ impl Catalog {
                 columns.entry(table).or_default().insert(row.get(1));
             }
         }
-        // Leftovers in later databases: there the state of an override has its own value.
-        if columns.get(&Table::FeatureState).is_some_and(|states| states.contains("version"))
-            && let Some(overrides) = columns.get_mut(&Table::FeatureSegment)
-        {
-            overrides.remove("value");
-            overrides.remove("value_type");
-        }
         let tables = columns
             .into_iter()
             .map(|(table, there)| {
                 (table, table.columns().iter().map(|column| there.contains(column.name)).collect())
             })
             .collect();
-        Ok(Catalog { version, schema: schema.to_owned(), tables })
+        let mut catalog = Catalog { version, schema: schema.to_owned(), tables };
+        let leftovers =
+            LEFTOVERS.into_iter().filter(|column| catalog.is_leftover(Table::FeatureSegment, *column));
+        for column in leftovers.collect::<Vec<_>>() {
+            let overrides = catalog.tables.get_mut(&Table::FeatureSegment);
+            if let Some(there) = overrides.and_then(|columns| columns.get_mut(column)) {
+                *there = false;
+            }
+        }
+        Ok(catalog)
+    }
+
+    /// Whether a column is one that only databases of 2020 need: the value of an override that stands with the override.
+    /// Later an override's state has a value of its own, and what is still in the column counts for nothing.
+    pub fn is_leftover(&self, table: Table, column: usize) -> bool {
+        table == Table::FeatureSegment
+            && LEFTOVERS.contains(&column)
+            && self.has(Table::FeatureState, feature_state::VERSION)
     }
 
     /// Whether a publication can be restricted to columns.

@@ -5,6 +5,7 @@
 
 use tokio_util::sync::CancellationToken;
 
+use super::catalog::Catalog;
 use super::conn_info::ConnInfo;
 use super::replication::{Names, Replication};
 use super::stream::{Channels, Stream};
@@ -18,6 +19,8 @@ pub struct Follow {
     pub info: ConnInfo,
     /// Slot and publication.
     pub names: Names,
+    /// What is read of it.
+    pub catalog: Catalog,
     /// The cluster that the ledger belongs to.
     pub system_id: String,
     /// Where to begin: the ledger's checkpoint.
@@ -118,5 +121,6 @@ async fn try_open(follow: &Follow, from: Lsn, channels: &Channels) -> Result<Str
             ),
         ));
     }
-    Stream::start(replication, &follow.names, from, follow.until, channels.clone()).await
+    Stream::start(replication, &follow.names, follow.catalog.clone(), from, follow.until, channels.clone())
+        .await
 }

@@ -26,7 +26,9 @@ pub(crate) fn refusal(info: &ConnInfo, doing: &str, sqlstate: &str, message: &st
             "let this user, database and address in in pg_hba.conf, or correct database.url",
         ),
         "3D000" => told(Kind::DatabaseRefuses, "correct the database's name in database.url"),
-        "42501" if message.contains("replication") || message.contains("REPLICATION") => {
+        // "must be superuser or replication role to start walsender"; from PostgreSQL 16 on "permission denied to start WAL
+        // sender", or "to use replication slots".
+        "42501" if message.contains("replication") || message.contains("WAL sender") => {
             told(Kind::DatabaseRefuses, &format!("run ALTER ROLE \"{user}\" REPLICATION"))
         }
         "42501" => told(Kind::DatabaseRefuses, "grant it: \"flagpost check\" shows the statement"),
@@ -91,6 +93,8 @@ mod tests {
             ("28P01", "password authentication failed for user \"app\"", "password_file", 3),
             ("3D000", "database \"flagsmith\" does not exist", "database's name", 3),
             ("42501", "must be superuser or replication role to use replication slots", "REPLICATION", 3),
+            ("42501", "permission denied to start WAL sender", "ALTER ROLE \"app\" REPLICATION", 3),
+            ("42501", "permission denied to use replication slots", "ALTER ROLE \"app\" REPLICATION", 3),
             ("42501", "permission denied for table x", "flagpost check", 3),
             ("42601", "syntax error at or near \"IDENTIFY_SYSTEM\"", "pooler", 3),
             ("08P01", "unsupported startup parameter: replication", "pooler", 3),

@@ -14,6 +14,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use super::assemble::Assembler;
+use super::catalog::Catalog;
 use super::pgoutput::{decode, from_postgres_epoch, to_postgres_epoch};
 use super::replication::{Names, Replication};
 use super::wire::{Frame, Wire};
@@ -107,6 +108,7 @@ impl Stream {
     pub async fn start(
         replication: Replication,
         names: &Names,
+        catalog: Catalog,
         from: Lsn,
         until: Option<Lsn>,
         channels: Channels,
@@ -119,7 +121,7 @@ impl Stream {
         wire.start_copy(&format!("reading replication slot {:?}", names.slot), &command).await?;
         Ok(Stream {
             wire,
-            assembler: Assembler::new(&names.schema, server.next_xid),
+            assembler: Assembler::new(catalog, server.next_xid),
             channels,
             until,
             goal: server.position,

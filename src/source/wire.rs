@@ -6,6 +6,7 @@
 //! Sources: PostgreSQL manual, "Frontend/Backend Protocol" and "Streaming Replication Protocol".
 
 use std::io;
+use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
 use postgres_protocol::authentication::md5_hash;
@@ -26,6 +27,9 @@ use crate::error::{Error, Kind, Result};
 const FRAME_LIMIT: usize = 0x4000_0000;
 /// How much is read at once. Large enough that a busy stream costs few system calls.
 const READ_CHUNK: usize = 64 * 1024;
+
+/// How long a good-bye may take: the slot becomes free without us too, only later.
+const CLOSE_DEADLINE: Duration = Duration::from_secs(2);
 
 /// One message of the server.
 pub(crate) struct Frame {
@@ -224,7 +228,7 @@ impl Wire {
         self.send(&out).await
     }
 
-    /// Ends the stream and the session politely, so that the slot is free at once.
+    /// Ends the stream and the session politely, and waits for the server to do so: then the slot is free.
     pub(crate) async fn close(mut self) {
         let mut out = BytesMut::new();
         frontend::copy_done(&mut out);
@@ -232,6 +236,13 @@ impl Wire {
         // The connection may be gone already; then it needs no good-bye.
         if self.send(&out).await.is_ok() {
             self.transport.shutdown().await.ok();
+            // The server lets go of the slot before it closes; whatever else it still sends is not handed on.
+            let closed = async {
+                while self.read().await.is_ok() {
+                    self.input.clear()
+                }
+            };
+            tokio::time::timeout(CLOSE_DEADLINE, closed).await.ok();
         }
     }
 

@@ -1,6 +1,7 @@
 //! The commands do what they say: setup, check, status, run and uninstall, on the real binary.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
@@ -12,7 +13,9 @@ use tokio_postgres::Client;
 use crate::support::flagsmith::{self, Schema};
 use crate::support::process::{Daemon, Installation, LONG};
 use crate::support::replay::{Pace, Replay, cases};
-use crate::support::{cluster_options, golden};
+use crate::support::{cluster_options, golden, has_column_lists};
+
+const CATALOGUE: &str = include_str!("support/catalogue.sql");
 
 /// A Flagsmith with a project, two environments, their webhooks and a flag.
 pub(crate) async fn flagsmith(cluster: &Cluster, receiver: SocketAddr) -> Client {
@@ -31,7 +34,9 @@ pub(crate) fn program(cluster: &Cluster, name: &str, arguments: &[&str], input: 
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("input");
     std::fs::write(&file, input).unwrap();
-    let output = Command::new(find_bindir().unwrap().join(name))
+    // The server binaries of tools/postgres come without client programs. psql speaks to older and newer servers.
+    let program = own_program(name).unwrap_or_else(|| name.into());
+    let output = Command::new(program)
         .args(arguments)
         .args(["-h", "127.0.0.1", "-p", &cluster.port().to_string(), "-U", "postgres", "-d", "flagsmith"])
         .stdin(std::fs::File::open(&file).unwrap())
@@ -41,10 +46,18 @@ pub(crate) fn program(cluster: &Cluster, name: &str, arguments: &[&str], input: 
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// The schema as SQL, without the lines that differ from one dump to the next.
+/// A client program that came with the server's binaries.
+fn own_program(name: &str) -> Option<PathBuf> {
+    Some(find_bindir().unwrap().join(name)).filter(|path| path.is_file())
+}
+
+/// All that the database consists of: what its catalogue has, and what the server's own pg_dump says where there is one (a
+/// pg_dump refuses a newer server), without the lines that differ from one dump to the next.
 pub(crate) fn dump(cluster: &Cluster) -> String {
-    let dump = program(cluster, "pg_dump", &["--schema-only"], "");
-    dump.lines().filter(|line| !line.contains("restrict ")).collect::<Vec<_>>().join("\n")
+    let catalogue = program(cluster, "psql", &["-XqAt", "-v", "ON_ERROR_STOP=1"], CATALOGUE);
+    let dump = own_program("pg_dump").map(|_| program(cluster, "pg_dump", &["--schema-only"], ""));
+    let lines = dump.as_deref().unwrap_or_default().lines().filter(|line| !line.contains("restrict "));
+    format!("{catalogue}{}", lines.collect::<Vec<_>>().join("\n"))
 }
 
 pub(crate) async fn count(client: &Client, from: &str) -> i64 {
@@ -116,6 +129,7 @@ async fn from_setup_to_uninstall_nothing_is_left_behind() {
     assert!(text.contains("is not there") && text.contains("none in"), "{text}");
 
     installation.run(&["setup"]).await.success();
+    assert_ne!(dump(&cluster), before, "the dump has the publication");
     let again = installation.run(&["setup"]).await.success();
     assert!(again.contains("is as it must be") && again.contains("is there"), "{again}");
 
@@ -220,11 +234,13 @@ async fn check_names_each_obstacle_with_its_mend_and_the_mend_mends() {
         .batch_execute(
             "CREATE ROLE weak LOGIN;
              ALTER TABLE features_feature REPLICA IDENTITY NOTHING;
-             UPDATE environments_webhook SET url = 'sekrit' WHERE id = (SELECT min(id) FROM environments_webhook);
-             CREATE PUBLICATION flagpost FOR TABLE features_featurestate (id);",
+             UPDATE environments_webhook SET url = 'sekrit' WHERE id = (SELECT min(id) FROM environments_webhook);",
         )
         .await
         .unwrap();
+    let columns = if has_column_lists(&client).await { "(id)" } else { "" };
+    let publication = format!("CREATE PUBLICATION flagpost FOR TABLE features_featurestate {columns}");
+    client.batch_execute(&publication).await.unwrap();
     let installation = Installation::new(&cluster.url("weak", "flagsmith"));
     let output = installation.run(&["check", "--json"]).await;
     assert_eq!(output.code, 3, "{output:?}");
@@ -239,6 +255,14 @@ async fn check_names_each_obstacle_with_its_mend_and_the_mend_mends() {
     for (code, part) in statements {
         assert_check(&report, code, "fail", part);
     }
+    // Where there are column lists they are part of it, and a column that is not in them is missed like a table.
+    let publication = checks(&report, "publication")[0];
+    assert_eq!(
+        publication["mend"].as_str().unwrap().contains("\"features_featurestate\" (\"id\","),
+        columns == "(id)"
+    );
+    let message = publication["message"].as_str().unwrap();
+    assert_eq!(message.contains("features_featurestate.enabled"), columns == "(id)", "{message}");
     assert!(checks(&report, "replication-connection").is_empty(), "it cannot work yet");
     let refused = Installation::new(&cluster.url("postgres", "flagsmith")).run(&["setup"]).await;
     assert!(refused.code == 3 && refused.stderr.contains("REPLICA IDENTITY DEFAULT"), "{refused:?}");

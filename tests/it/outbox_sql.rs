@@ -501,6 +501,7 @@ async fn installed_twice_it_is_the_same_and_uninstalled_it_is_gone() {
     assert_eq!(findings.len(), s.catalog.tables.len() * 4 + 1, "{findings:?}");
     s.install().await;
     let installed = dump(&s.cluster);
+    assert_ne!(installed, before);
     s.sql(FLAG).await;
     s.install().await;
     assert_eq!(dump(&s.cluster), installed);

@@ -16,7 +16,7 @@ use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
 
 use crate::support::flagsmith::{self, Schema};
-use crate::support::{cluster_options, golden};
+use crate::support::{cluster_options, golden, has_column_lists};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -25,6 +25,7 @@ pub(crate) struct Setting {
     pub(crate) client: Client,
     pub(crate) info: ConnInfo,
     names: Names,
+    pub(crate) catalog: Catalog,
     items: mpsc::Receiver<Delivery>,
     durable: watch::Sender<Lsn>,
     channels: Channels,
@@ -60,6 +61,7 @@ impl Setting {
             client,
             info,
             names,
+            catalog,
             items,
             durable,
             channels,
@@ -77,6 +79,7 @@ impl Setting {
         let origin = Origin::Replication(Follow {
             info: self.info.clone(),
             names: self.names.clone(),
+            catalog: self.catalog.clone(),
             system_id: Replication::connect(&self.info).await.unwrap().server().system_id.clone(),
             from: self.from,
             until,
@@ -293,8 +296,8 @@ async fn a_slot_that_was_dropped_moved_or_belongs_to_another_cluster_stops_us() 
     let s = Setting::new(cluster_options(), 64).await;
     let system_id = Replication::connect(&s.info).await.unwrap().server().system_id.clone();
     let open = |from, system_id: &str| {
-        let (info, names, system_id) = (s.info.clone(), s.names.clone(), system_id.to_owned());
-        let follow = Follow { info, names, system_id, from, until: None };
+        let (info, names, catalog) = (s.info.clone(), s.names.clone(), s.catalog.clone());
+        let follow = Follow { info, names, catalog, system_id: system_id.to_owned(), from, until: None };
         Feed::open(Origin::Replication(follow), s.channels.clone())
     };
     let error = open(s.from, "1").await.err().unwrap();
@@ -358,6 +361,32 @@ async fn the_publication_names_tables_and_columns_and_no_password() {
         let mended = Publication::read(&s.client, &s.info, &catalog, "flagpost").await.unwrap().unwrap();
         assert_eq!(mended, publication, "{spoil}");
     }
+}
+
+#[tokio::test]
+async fn a_password_never_leaves_the_server_or_without_column_lists_is_thrown_away_on_arrival() {
+    let mut s = Setting::new(cluster_options(), 64).await;
+    // A second slot, to see what the server sends.
+    s.sql("SELECT pg_create_logical_replication_slot('seen', 'pgoutput')").await;
+    let _running = s.follow().await;
+    s.sql("UPDATE users_ffadminuser SET password = 'hash-of-a-password', email = 'new@example.com'").await;
+    let sent = "SELECT count(*) FILTER (WHERE position('new@example.com'::bytea IN data) > 0),
+                       count(*) FILTER (WHERE position('hash-of-a-password'::bytea IN data) > 0)
+                FROM pg_logical_slot_peek_binary_changes('seen', NULL, NULL, 'proto_version', '1', 'publication_names', 'flagpost')";
+    let sent = s.client.query_one(sent, &[]).await.unwrap();
+    let (emails, passwords): (i64, i64) = (sent.get(0), sent.get(1));
+    assert!(emails > 0);
+    assert_eq!(passwords, if has_column_lists(&s.client).await { 0 } else { emails });
+
+    let change = s.next().await;
+    assert_eq!(i64::try_from(change.changes.len()).unwrap(), emails);
+    for index in 0..change.changes.len() {
+        let row = new_row(&change, index);
+        assert_eq!(row.len(), Table::User.columns().len());
+        let texts: Vec<_> = (0..row.len()).filter_map(|column| row.text(column)).collect();
+        assert!(texts.contains(&"new@example.com") && !texts.contains(&"hash-of-a-password"), "{texts:?}");
+    }
+    s.stop.cancel();
 }
 
 /// A certificate for `localhost`, signed by itself.

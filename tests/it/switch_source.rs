@@ -15,17 +15,10 @@ fn options() -> Options {
     Options::default().set("max_replication_slots", "2")
 }
 
-fn name(to: Source) -> &'static str {
-    match to {
-        Source::Replication => "replication",
-        Source::Outbox => "outbox",
-    }
-}
-
 async fn switch(scene: &mut Scene, to: Source) {
-    let said = scene.installation.run(&["switch-source", name(to)]).await.success();
+    let said = scene.installation.run(&["switch-source", to.mode()]).await.success();
     assert!(said.contains("done:"), "{said}");
-    scene.installation.set("FLAGPOST_SOURCE_MODE", name(to));
+    scene.installation.set("FLAGPOST_SOURCE_MODE", to.mode());
 }
 
 #[tokio::test]
@@ -55,7 +48,7 @@ async fn there_and_back_while_flagsmith_writes() {
         let expected = if to == Source::Outbox { (0, 0, 1) } else { (1, 1, 0) };
         assert_eq!((slots, publications, schemas), expected, "only the new source is there");
         // Again: there is nothing to do.
-        let again = scene.installation.run(&["switch-source", name(to)]).await.success();
+        let again = scene.installation.run(&["switch-source", to.mode()]).await.success();
         assert!(again.contains("already"), "{again}");
     }
     let daemon = Daemon::start(&scene.installation).await;
@@ -77,7 +70,7 @@ async fn killed_at_any_moment_the_same_command_does_the_rest() {
     for to in [Source::Outbox, Source::Replication, Source::Outbox, Source::Replication] {
         for n in 1..6_u64 {
             // What it takes differs from machine to machine: from its beginning to beyond its end.
-            let command = Daemon::at_once(&scene.installation, &["switch-source", name(to)]);
+            let command = Daemon::at_once(&scene.installation, &["switch-source", to.mode()]);
             tokio::time::sleep(Duration::from_millis(n * n * 17)).await;
             killed += u32::from(!command.stdout().contains("done:"));
             command.kill();
@@ -85,14 +78,14 @@ async fn killed_at_any_moment_the_same_command_does_the_rest() {
         // A session of the killed one may still hold a slot for a moment.
         let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
         loop {
-            let output = scene.installation.run(&["switch-source", name(to)]).await;
+            let output = scene.installation.run(&["switch-source", to.mode()]).await;
             if output.code == 0 {
                 break;
             }
             assert!(tokio::time::Instant::now() < deadline, "{output:?}");
             tokio::time::sleep(Duration::from_millis(200)).await;
         }
-        scene.installation.set("FLAGPOST_SOURCE_MODE", name(to));
+        scene.installation.set("FLAGPOST_SOURCE_MODE", to.mode());
         let daemon = Daemon::start(&scene.installation).await;
         daemon.terminate().await.success();
     }

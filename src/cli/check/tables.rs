@@ -8,7 +8,7 @@ use super::report::{Group, Report};
 use crate::config::{Config, Mode};
 use crate::error::Kind;
 use crate::prepare::require_tags;
-use crate::schema::{Need, Table, feature_segment, feature_state};
+use crate::schema::{Need, Table};
 use crate::source::{
     Catalog, Listener, Publication, listeners, publication_steps, read_grants, unreadable_tables,
     unusable_identities,
@@ -95,19 +95,12 @@ fn optional_lacking(catalog: &Catalog) -> Vec<String> {
             continue;
         };
         for (index, (column, there)) in table.columns().iter().zip(there).enumerate() {
-            if !there && column.need == Need::Optional && !is_superseded(catalog, *table, index) {
+            if !there && column.need == Need::Optional && !catalog.is_leftover(*table, index) {
                 lacking.push(format!("{}.{}", table.name(), column.name));
             }
         }
     }
     lacking
-}
-
-/// The value of an override that stands with the override: only databases of 2020 need it.
-fn is_superseded(catalog: &Catalog, table: Table, column: usize) -> bool {
-    table == Table::FeatureSegment
-        && [feature_segment::VALUE, feature_segment::VALUE_TYPE].contains(&column)
-        && catalog.has(Table::FeatureState, feature_state::VERSION)
 }
 
 async fn check_identities(config: &Config, client: &Client, catalog: &Catalog, report: &mut Report) {

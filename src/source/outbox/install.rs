@@ -3,7 +3,7 @@
 //!
 //! Source: PostgreSQL manual, "CREATE TRIGGER", "Trigger Functions", "Writing SECURITY DEFINER Functions Safely".
 
-use crate::schema::{Table, feature_segment};
+use crate::schema::Table;
 use crate::source::catalog::{Catalog, quoted, table_name};
 use crate::source::publication::Step;
 
@@ -86,13 +86,8 @@ impl Outbox {
 /// The columns that a table's triggers keep. Also those that are not there yet: a migration may bring them. But not what the
 /// catalogue takes for a leftover.
 fn columns(catalog: &Catalog, table: Table) -> Vec<&'static str> {
-    let is_leftover = |index: usize| {
-        table == Table::FeatureSegment
-            && [feature_segment::VALUE, feature_segment::VALUE_TYPE].contains(&index)
-            && !catalog.has(table, index)
-    };
     let all = table.columns().iter().enumerate();
-    all.filter(|(index, _)| !is_leftover(*index)).map(|(_, column)| column.name).collect()
+    all.filter(|(index, _)| !catalog.is_leftover(table, *index)).map(|(_, column)| column.name).collect()
 }
 
 /// A trigger's arguments: the column that is digested, then the columns to keep.

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use flagpost::demo::cluster::Options;
+use tokio_postgres::Client;
 
 pub(crate) use source::{Source, on_both_sources};
 
@@ -23,4 +24,11 @@ pub(crate) fn golden() -> PathBuf {
 /// A cluster on which [`replay::Replay`] can tell when each transaction was committed.
 pub(crate) fn cluster_options() -> Options {
     Options::default().set("track_commit_timestamp", "on")
+}
+
+/// Whether the server's publications can be restricted to columns: PostgreSQL 14 has no place to keep them.
+pub(crate) async fn has_column_lists(client: &Client) -> bool {
+    let sql =
+        "SELECT FROM pg_attribute WHERE attrelid = 'pg_publication_rel'::regclass AND attname = 'prattrs'";
+    client.query_opt(sql, &[]).await.unwrap().is_some()
 }

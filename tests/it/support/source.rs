@@ -22,8 +22,15 @@ impl Source {
 
     /// An installation that reads it.
     pub(crate) fn installation(self, url: &str) -> Installation {
-        let mode = if self == Source::Outbox { "outbox" } else { "replication" };
-        Installation::new(url).with("FLAGPOST_SOURCE_MODE", mode)
+        Installation::new(url).with("FLAGPOST_SOURCE_MODE", self.mode())
+    }
+
+    /// The value of `source.mode`.
+    pub(crate) fn mode(self) -> &'static str {
+        match self {
+            Source::Replication => "replication",
+            Source::Outbox => "outbox",
+        }
     }
 }
 
