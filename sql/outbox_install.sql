@@ -72,7 +72,8 @@ $$;
 -- migration may add, drop and rename what it likes: r - ARRAY(keys of r - wanted) is r without all keys but the wanted.
 --
 -- It never fails Flagsmith's statement: whatever goes wrong in here is counted and logged. Only what Flagsmith itself asked
--- for goes through: a cancelled query, its own statement_timeout. Catching errors takes a subtransaction, so these are
+-- for goes through: a cancelled query, its own statement_timeout. (And PREPARE TRANSACTION is refused by the server for a
+-- transaction that has notified; Flagsmith has no use for it.) Catching errors takes a subtransaction, so these are
 -- statement triggers with transition tables: one subtransaction (and transaction id) a statement, not one a row, of which a
 -- change of a million rows would use up a million.
 --

@@ -3,11 +3,17 @@
 -- A transaction a table, as when the triggers were made.
 {triggers}
 
--- With it go the triggers of tables that have been renamed since.
+-- With it go the triggers of tables that have been renamed since. A transaction of its own: the role may have to stay.
+BEGIN;
+SET LOCAL client_min_messages = warning;
 DROP SCHEMA IF EXISTS flagpost CASCADE;
+COMMIT;
 DO $$
 BEGIN
     DROP ROLE IF EXISTS {owner};
-EXCEPTION WHEN dependent_objects_still_exist THEN
-    RAISE NOTICE 'role % stays: it owns something in another database', {owner_literal};
+EXCEPTION
+    WHEN dependent_objects_still_exist THEN
+        RAISE NOTICE 'role % stays: it owns something in another database', {owner_literal};
+    WHEN insufficient_privilege THEN
+        RAISE NOTICE 'role % stays: only who made it, or a superuser, may drop it', {owner_literal};
 END $$;

@@ -30,6 +30,7 @@ pub struct Prepared {
 
 /// Checks everything, and fills the mirror if it is not filled.
 pub async fn prepare(config: &Config) -> Result<Prepared> {
+    require_mode(config, config.mode)?;
     let client = connect(&config.database).await?;
     let catalog = Catalog::read(&client, &config.database, &config.names.schema).await?;
     catalog.require(&config.database)?;
@@ -53,9 +54,6 @@ async fn prepare_replication(config: &Config, client: Client, catalog: Catalog) 
         database: config.database.database.clone(),
         slot: config.names.slot.clone(),
     };
-    if ledger.checkpoint()?.is_some() {
-        require_mode(config, ledger.identity()?.as_ref())?;
-    }
     let slot = replication.slot_unread(&config.names.slot).await?;
     if let Some(slot) = &slot {
         slot.require(&config.names.slot, &config.database.database)?;
@@ -82,21 +80,29 @@ async fn prepare_replication(config: &Config, client: Client, catalog: Catalog) 
 }
 
 async fn prepare_outbox(config: &Config, client: Client, catalog: Catalog) -> Result<Prepared> {
-    let losses = config.outbox.losses(&client, &config.database, &catalog).await?;
-    if !losses.is_empty() {
-        return Err(Error::new(
-            Kind::DatabaseRefuses,
-            format!(
-                "the outbox lacks {}: run \"flagpost setup --mode outbox\" to bring it up to date",
-                losses.join(", ")
-            ),
-        ));
-    }
     let ledger = Ledger::open(&config.state_dir)?;
     ledger.require_unbroken()?;
+    let losses = config.outbox.losses(&client, &config.database, &catalog).await?;
+    if !losses.is_empty() {
+        let losses = losses.join(", ");
+        return Err(if ledger.checkpoint()?.is_some() {
+            Error::new(
+                Kind::SlotLost,
+                format!(
+                    "the outbox lacks {losses}, so changes have been missed: run \"flagpost setup --resnapshot\" to begin anew"
+                ),
+            )
+        } else {
+            Error::new(
+                Kind::DatabaseRefuses,
+                format!(
+                    "the outbox lacks {losses}: run \"flagpost setup --mode outbox\" to bring it up to date"
+                ),
+            )
+        });
+    }
     let reader = outbox_reader(&client, &config.database).await?;
     if ledger.checkpoint()?.is_some() {
-        require_mode(config, ledger.identity()?.as_ref())?;
         let identity = Identity {
             system_id: system_id(&client, &config.database).await?,
             database: config.database.database.clone(),
@@ -251,18 +257,26 @@ fn require_identity(config: &Config, found: Option<Identity>, expected: &Identit
     ))
 }
 
-/// `Err` if the ledger goes on in the other source than the one that is configured.
-fn require_mode(config: &Config, found: Option<&Identity>) -> Result<()> {
-    let is_outbox = found.is_some_and(|identity| reader_of(&identity.slot).is_some());
-    let (mode, other) = if is_outbox { ("outbox", "replication") } else { ("replication", "outbox") };
-    if is_outbox == (config.mode == Mode::Outbox) {
+/// `Err` if there is a ledger that goes on in another source than `mode`.
+pub fn require_mode(config: &Config, mode: Mode) -> Result<()> {
+    if !Ledger::exists(&config.state_dir) {
         return Ok(());
     }
+    let ledger = Ledger::open(&config.state_dir)?;
+    let Some(identity) = ledger.identity()?.filter(|_| ledger.checkpoint().is_ok_and(|at| at.is_some()))
+    else {
+        return Ok(());
+    };
+    let found = if reader_of(&identity.slot).is_some() { Mode::Outbox } else { Mode::Replication };
+    if found == mode {
+        return Ok(());
+    }
+    let (found, mode) = (found.name(), mode.name());
     Err(Error::new(
         Kind::LedgerMismatch,
         format!(
-            "the ledger in {} reads by source.mode \"{mode}\" and the configuration says \"{other}\": set source.mode = \"{mode}\", \
-             or change over with \"flagpost switch-source {other}\"",
+            "the ledger in {} goes on by source.mode \"{found}\", not \"{mode}\": set source.mode = \"{found}\", or change over \
+             with \"flagpost switch-source {mode}\"",
             config.state_dir.display()
         ),
     ))

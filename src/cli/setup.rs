@@ -10,6 +10,7 @@ use tokio_postgres::Client;
 
 use crate::config::{Config, Mode};
 use crate::error::{Error, Kind, Result};
+use crate::prepare::require_mode;
 use crate::source::{Catalog, Step, connect, sql_error};
 
 /// What was typed.
@@ -52,6 +53,9 @@ impl From<ModeName> for Mode {
 
 pub(super) async fn setup(config: &Config, options: &Options) -> Result<u8> {
     let mode = options.mode.map_or(config.mode, Mode::from);
+    if !options.print && !options.resnapshot {
+        require_mode(config, mode)?;
+    }
     let client = connect(&config.database).await?;
     let catalog = Catalog::read(&client, &config.database, &config.names.schema).await?;
     catalog.require(&config.database)?;

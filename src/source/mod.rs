@@ -38,6 +38,7 @@ pub use outbox::{
     Access, Assembler, Finding, Outbox, OutboxFacts, Place, Reading, Record, SetupFacts, Snapshot,
     claim_outbox, current_snapshot, forget_failures, has_outbox, outbox_access, outbox_facts,
     outbox_failures, outbox_reader, outbox_setup_facts, outbox_tables, outbox_view, reader_name, reader_of,
+    subscribed_tables,
 };
 pub use pooler::has_transaction_pooler;
 pub use publication::{

@@ -180,7 +180,7 @@ async fn from_setup_to_uninstall_nothing_is_left_behind() {
     let done = installation.run(&["uninstall"]).await.success();
     assert!(done.contains("pg_drop_replication_slot") && done.contains("the ledger stays in"), "{done}");
     let again = installation.run(&["uninstall", "--purge"]).await.success();
-    assert_eq!(again.matches("nothing to drop").count(), 2, "{again}");
+    assert_eq!(again.matches("nothing to drop").count(), 3, "{again}");
     assert!(again.contains("ledger.sqlite3") && !installation.state_dir().exists(), "{again}");
     assert_eq!(
         (count(&client, "pg_replication_slots").await, count(&client, "pg_publication").await),

@@ -203,7 +203,10 @@ async fn where_replication_can_be_had_it_is_advised_and_what_a_source_left_behin
 
     // A ledger goes on with the source that it was filled from.
     let mixed = replication.with("FLAGPOST_SOURCE_MODE", "outbox");
-    mixed.run(&["setup", "--no-mirror"]).await.success();
+    Installation::new(&s.cluster.url("postgres", "flagsmith"))
+        .run(&["setup", "--mode", "outbox", "--no-mirror"])
+        .await
+        .success();
     assert_check(&report(&mixed, 4).await, "ledger-identity", "fail", "source.mode = \"replication\"");
 }
 

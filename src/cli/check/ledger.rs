@@ -15,7 +15,7 @@ use crate::source::{OutboxFacts, Place, reader_name, reader_of};
 
 const GROUP: Group = Group::Ledger;
 const FILL: &str =
-    "\"flagpost run\" fills it at its first start; \"flagpost setup\" does when it makes the slot";
+    "\"flagpost run\" fills it at its first start; \"flagpost setup\" does when it makes what is read";
 const RESNAPSHOT: &str = "flagpost setup --resnapshot";
 
 /// A ledger that is there.

@@ -74,7 +74,7 @@ impl Verdict {
         }
     }
 
-    /// Replication costs Flagsmith's statements nothing: where it can be had it is the better one.
+    /// Replication costs Flagsmith's statements next to nothing: where it can be had it is the better one.
     fn advised(&self) -> Option<Mode> {
         [Mode::Replication, Mode::Outbox].into_iter().find(|mode| self.allows(*mode))
     }

@@ -12,7 +12,8 @@ use crate::cli::size;
 use crate::config::Config;
 use crate::error::{Kind, Result};
 use crate::source::{
-    Catalog, Finding, OutboxFacts, outbox_access, outbox_facts, outbox_failures, quoted, system_id,
+    Catalog, Finding, OutboxFacts, outbox_access, outbox_facts, outbox_failures, quoted, subscribed_tables,
+    system_id,
 };
 
 const GROUP: Group = Group::Outbox;
@@ -63,6 +64,7 @@ async fn look(
     report.ok(GROUP, "outbox-privilege", format!("role {} may read and empty the outbox", info.user));
     let findings = config.outbox.findings(client, info, catalog).await?;
     check_triggers(catalog, &findings, was_filled, report);
+    check_subscriptions(&subscribed_tables(client, info, &catalog.schema).await?, report);
     let facts = outbox_facts(client, info).await?;
     let reasons = outbox_failures(client, info, REASONS).await?;
     check_failures(&facts, &reasons, was_filled, report);
@@ -83,6 +85,22 @@ fn check_absent(was_filled: bool, report: &mut Report) {
         let mend = format!("{SETUP}  -- or, for somebody else to run: {SETUP} --print");
         report.fail(GROUP, code, Kind::DatabaseRefuses, format!("{what}: no change is captured"), mend);
     }
+}
+
+fn check_subscriptions(subscribed: &[String], report: &mut Report) {
+    if subscribed.is_empty() {
+        return;
+    }
+    report.fail(
+        GROUP,
+        "outbox-subscription",
+        Kind::DatabaseRefuses,
+        format!(
+            "a subscription writes to {}: what comes by it fires no statement trigger and is not captured",
+            subscribed.join(", ")
+        ),
+        "give database.url the server that Flagsmith itself writes to",
+    );
 }
 
 fn check_triggers(catalog: &Catalog, findings: &[Finding], was_filled: bool, report: &mut Report) {

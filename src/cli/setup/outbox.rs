@@ -7,7 +7,7 @@ use crate::config::Config;
 use crate::error::{Error, Kind, Result};
 use crate::ledger::Ledger;
 use crate::prepare::fill_from_outbox;
-use crate::source::{Catalog, has_outbox, outbox_reader, read_role_steps, reader_of};
+use crate::source::{Catalog, has_outbox, outbox_reader, read_role_steps, reader_name};
 
 pub(super) async fn setup(
     config: &Config,
@@ -32,7 +32,11 @@ pub(super) async fn setup(
         Some(ledger) => continues(config, options, client, catalog, ledger, reader.as_deref()).await?,
         None => false,
     };
-    run_step(config, client, &install).await?;
+    if config.outbox.is_current(client, &config.database, catalog).await? {
+        say!("the outbox is as it must be");
+    } else {
+        run_step(config, client, &install).await?;
+    }
     if let Some(ledger) = ledger.filter(|_| !is_ours) {
         fill_from_outbox(config, client, ledger, catalog).await?;
         say!("the mirror is in {}", config.state_dir.display());
@@ -69,16 +73,7 @@ async fn continues(
         };
     }
     let known = ledger.identity()?.map(|identity| identity.slot).unwrap_or_default();
-    let Some(known) = reader_of(&known) else {
-        return Err(Error::new(
-            Kind::LedgerMismatch,
-            format!(
-                "the ledger in {} reads replication slot {known:?}: change over with \"flagpost switch-source outbox\"",
-                config.state_dir.display()
-            ),
-        ));
-    };
-    if reader != Some(known) {
+    if reader.map(reader_name).as_deref() != Some(known.as_str()) {
         return lost(
             "the ledger has been filled before, and its outbox is gone or belongs to another".into(),
         );

@@ -8,8 +8,8 @@ use crate::config::Config;
 use crate::error::{Error, Kind, Result};
 use crate::ledger::{Identity, Ledger};
 use crate::source::{
-    Catalog, Exported, Publication, Replication, exported_view, grant_steps, publication_steps, reader_of,
-    server_facts, slot_step, unusable_identities,
+    Catalog, Exported, Publication, Replication, exported_view, grant_steps, publication_steps, server_facts,
+    slot_step, unusable_identities,
 };
 
 pub(super) async fn setup(
@@ -124,17 +124,6 @@ async fn prepare_slot(
     }
     // The ledger is opened first: it tells whether a daemon is running, and no slot is made that could not be used.
     let ledger = if options.no_mirror { None } else { Some(Ledger::open(&config.state_dir)?) };
-    if let Some(ledger) = ledger.as_ref().filter(|_| !options.resnapshot)
-        && ledger.identity()?.is_some_and(|identity| reader_of(&identity.slot).is_some())
-    {
-        return Err(Error::new(
-            Kind::LedgerMismatch,
-            format!(
-                "the ledger in {} reads the outbox: change over with \"flagpost switch-source replication\"",
-                config.state_dir.display()
-            ),
-        ));
-    }
     if let (Some(ledger), None) = (&ledger, &existing)
         && ledger.checkpoint()?.is_some()
         && !options.resnapshot

@@ -169,6 +169,22 @@ pub async fn outbox_setup_facts(
     })
 }
 
+/// The tables that a subscription of logical replication writes to: its rows come in without firing statement triggers
+/// (PostgreSQL manual, "Logical Replication", "Architecture").
+pub async fn subscribed_tables(client: &Client, info: &ConnInfo, schema: &str) -> Result<Vec<String>> {
+    let tables: Vec<&str> = Table::ALL.iter().map(|table| table.name()).collect();
+    let rows = client
+        .query_typed(
+            "SELECT DISTINCT c.relname::text FROM pg_catalog.pg_subscription_rel r
+             JOIN pg_catalog.pg_class c ON c.oid = r.srrelid JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+             WHERE n.nspname = $1 AND c.relname = ANY ($2) ORDER BY 1",
+            &[(&schema, Type::TEXT), (&tables, Type::TEXT_ARRAY)],
+        )
+        .await
+        .map_err(|e| sql_error(info, "looking for subscriptions", &e))?;
+    Ok(rows.iter().map(|row| row.get(0)).collect())
+}
+
 /// How many of Flagsmith's tables write to an outbox.
 pub async fn outbox_tables(client: &Client, info: &ConnInfo) -> Result<i64> {
     client

@@ -1,6 +1,6 @@
 //! What is wrong with the outbox: triggers that are not there or do not fire, statements that were not captured.
 
-use std::fmt;
+use std::collections::BTreeMap;
 
 use tokio_postgres::Client;
 
@@ -26,23 +26,6 @@ impl Finding {
     pub fn is_loss(&self) -> bool {
         matches!(self.finding.as_str(), "missing" | "not always enabled" | "other columns")
     }
-
-    /// Whether changes were not captured, by the triggers' own count.
-    pub fn is_failure(&self) -> bool {
-        self.finding == "failures"
-    }
-}
-
-impl fmt::Display for Finding {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Finding { finding, subject, detail } = self;
-        match finding.as_str() {
-            "missing" => write!(f, "trigger {detail} on {subject}"),
-            "not always enabled" => write!(f, "trigger {detail} on {subject} (it is not enabled ALWAYS)"),
-            "other columns" => write!(f, "trigger {detail} on {subject} (it keeps other columns)"),
-            _ => write!(f, "{finding}: {subject} {detail}"),
-        }
-    }
 }
 
 impl Outbox {
@@ -65,9 +48,39 @@ impl Outbox {
         Ok(rows.iter().map(finding).collect())
     }
 
-    /// Triggers through which changes are not captured, in words.
+    /// Triggers through which changes are not captured, in words: a table each.
     pub async fn losses(&self, client: &Client, info: &ConnInfo, catalog: &Catalog) -> Result<Vec<String>> {
-        let findings = self.findings(client, info, catalog).await?;
-        Ok(findings.iter().filter(|finding| finding.is_loss()).map(ToString::to_string).collect())
+        let mut tables: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        for finding in self.findings(client, info, catalog).await?.into_iter().filter(Finding::is_loss) {
+            let trigger = match finding.finding.as_str() {
+                "missing" => finding.detail,
+                why => format!("{} ({why})", finding.detail),
+            };
+            tables.entry(finding.subject).or_default().push(trigger);
+        }
+        if tables.len() > catalog.tables.len() {
+            return Ok(vec!["all of its triggers".into()]);
+        }
+        Ok(tables
+            .into_iter()
+            .map(|(table, triggers)| format!("{} on {table}", triggers.join(", ")))
+            .collect())
+    }
+
+    /// Whether installing would change nothing: everything is there, and made by this flagpost with this cap.
+    pub async fn is_current(&self, client: &Client, info: &ConnInfo, catalog: &Catalog) -> Result<bool> {
+        if !self.losses(client, info, catalog).await?.is_empty() {
+            return Ok(false);
+        }
+        let sql = "SELECT prosrc FROM pg_catalog.pg_proc WHERE pronamespace = to_regnamespace('flagpost')";
+        let rows = client
+            .query_typed(sql, &[])
+            .await
+            .map_err(|e| sql_error(info, "looking at the outbox's functions", &e))?;
+        let install = self.install_step(catalog).sql;
+        Ok(rows.len() == FUNCTIONS && rows.iter().all(|row| install.contains(row.get::<_, &str>(0))))
     }
 }
+
+/// Functions that the outbox has.
+const FUNCTIONS: usize = 3;
