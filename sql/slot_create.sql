@@ -3,4 +3,4 @@
 -- Needs: the REPLICATION attribute, and wal_level = logical. "flagpost setup" makes the slot over a replication connection
 -- instead, which gives it the snapshot that the mirror is filled from; made with this statement, the mirror is filled at the
 -- first "flagpost run", and what changes until then is not sent.
-SELECT pg_create_logical_replication_slot('{slot}', 'pgoutput');
+SELECT pg_create_logical_replication_slot('{slot}', 'pgoutput'{failover});

@@ -127,9 +127,7 @@ async fn to_replication(config: &Config, client: &Client, catalog: &Catalog) -> 
         info!(slot = name, "a slot of an earlier try is made again");
         replication.drop_slot(name).await?;
     }
-    say!(
-        "CREATE_REPLICATION_SLOT \"{name}\" LOGICAL pgoutput EXPORT_SNAPSHOT;  -- over the replication connection"
-    );
+    say!("{};  -- over the replication connection", replication.slot_statement(name, false).await?);
     let moment = choose_moment(config, &mut replication, name, false).await?;
     drop(replication);
     say!("the change takes place at {}", moment.position);

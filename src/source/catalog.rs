@@ -15,6 +15,8 @@ use crate::schema::{Need, Table, feature_segment, feature_state};
 
 /// `server_version_num` of the first version that has column lists in publications.
 const COLUMN_LISTS: u32 = 150_000;
+/// `server_version_num` of the first version that has failover slots.
+const FAILOVER_SLOTS: u32 = 170_000;
 /// `server_version_num` of the first version that flagpost supports.
 const OLDEST: u32 = 140_000;
 /// See [`Catalog::is_leftover`].
@@ -93,6 +95,11 @@ impl Catalog {
         table == Table::FeatureSegment
             && LEFTOVERS.contains(&column)
             && self.has(Table::FeatureState, feature_state::VERSION)
+    }
+
+    /// Whether a slot can outlive a failover (PostgreSQL manual, "Replication Slot Synchronization").
+    pub fn has_failover_slots(&self) -> bool {
+        self.version >= FAILOVER_SLOTS
     }
 
     /// Whether a publication can be restricted to columns.

@@ -157,8 +157,10 @@ pub fn publication_steps(catalog: &Catalog, names: &Names, existing: Option<&Pub
 }
 
 /// The statement that makes the slot, for a DBA who makes it by hand.
-pub fn slot_step(names: &Names) -> Step {
-    Step { what: format!("make replication slot {:?}", names.slot), sql: SLOT.replace("{slot}", &names.slot) }
+pub fn slot_step(names: &Names, catalog: &Catalog) -> Step {
+    let failover = if catalog.has_failover_slots() { ", failover => true" } else { "" };
+    let sql = SLOT.replace("{slot}", &names.slot).replace("{failover}", failover);
+    Step { what: format!("make replication slot {:?}", names.slot), sql }
 }
 
 /// The statements that make a role which may run the daemon.

@@ -176,12 +176,29 @@ impl Replication {
         }
     }
 
+    /// The statement that makes a slot. One that stays is a failover slot where the server knows them (from PostgreSQL 17 on,
+    /// on a primary): a standby that synchronizes slots has it after a promotion.
+    pub async fn slot_statement(&mut self, name: &str, temporary: bool) -> Result<String> {
+        let sql = "SELECT EXISTS (SELECT FROM pg_catalog.pg_attribute WHERE attname = 'failover' \
+                                  AND attrelid = 'pg_catalog.pg_replication_slots'::pg_catalog.regclass) \
+                   AND NOT pg_catalog.pg_is_in_recovery()";
+        let row = one_row(self.wire.query("asking for failover slots", sql).await?, "pg_attribute")?;
+        let has_failover = matches!(&row[..], [Some(answer)] if answer == "t");
+        Ok(match (temporary, has_failover) {
+            (true, _) => {
+                format!("CREATE_REPLICATION_SLOT \"{name}\" TEMPORARY LOGICAL {PLUGIN} EXPORT_SNAPSHOT")
+            }
+            (false, false) => format!("CREATE_REPLICATION_SLOT \"{name}\" LOGICAL {PLUGIN} EXPORT_SNAPSHOT"),
+            (false, true) => {
+                format!("CREATE_REPLICATION_SLOT \"{name}\" LOGICAL {PLUGIN} (SNAPSHOT 'export', FAILOVER)")
+            }
+        })
+    }
+
     /// Makes a slot and exports the snapshot that fits it. Waits for transactions that are open now. A temporary slot goes
     /// with the session.
     pub async fn create_slot(&mut self, name: &str, temporary: bool) -> Result<Exported> {
-        let temporary = if temporary { " TEMPORARY" } else { "" };
-        let command =
-            format!("CREATE_REPLICATION_SLOT \"{name}\"{temporary} LOGICAL {PLUGIN} EXPORT_SNAPSHOT");
+        let command = self.slot_statement(name, temporary).await?;
         let rows = self.wire.query(&format!("making the replication slot {name:?}"), &command).await?;
         let row = one_row(rows, "CREATE_REPLICATION_SLOT")?;
         let [_, Some(position), Some(snapshot), ..] = &row[..] else {

@@ -129,6 +129,11 @@ async fn from_setup_to_uninstall_nothing_is_left_behind() {
     assert!(text.contains("is not there") && text.contains("none in"), "{text}");
 
     installation.run(&["setup"]).await.success();
+    // From PostgreSQL 17 on it outlives a failover.
+    let failover = "SELECT to_jsonb(s) ->> 'failover', current_setting('server_version_num')::int FROM pg_replication_slots s";
+    let row = client.query_one(failover, &[]).await.unwrap();
+    let expected = (row.get::<_, i32>(1) >= 170_000).then(|| "true".to_owned());
+    assert_eq!(row.get::<_, Option<String>>(0), expected);
     assert_ne!(dump(&cluster), before, "the dump has the publication");
     let again = installation.run(&["setup"]).await.success();
     assert!(again.contains("is as it must be") && again.contains("is there"), "{again}");

@@ -28,7 +28,7 @@ pub(super) async fn setup(
             None => false,
         };
         if !has_slot || options.resnapshot {
-            steps.push(slot_step(&config.names));
+            steps.push(slot_step(&config.names, catalog));
         }
         if let Some(role) = &options.role {
             steps.push(grant_steps(catalog, &config.database, role));
@@ -141,9 +141,7 @@ async fn prepare_slot(
         say!("DROP_REPLICATION_SLOT \"{name}\";  -- over the replication connection");
         replication.drop_slot(name).await?;
     }
-    say!(
-        "CREATE_REPLICATION_SLOT \"{name}\" LOGICAL pgoutput EXPORT_SNAPSHOT;  -- over the replication connection"
-    );
+    say!("{};  -- over the replication connection", replication.slot_statement(name, false).await?);
     let exported = replication.create_slot(name, false).await?;
     let Some(ledger) = ledger else { return Ok(()) };
     if let Err(error) = fill(config, ledger, catalog, replication, &exported).await {
