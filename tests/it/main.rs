@@ -5,6 +5,7 @@
 
 mod architecture;
 mod bad_input;
+mod both_sources;
 mod canary;
 mod cli;
 mod cluster;
