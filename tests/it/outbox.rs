@@ -116,6 +116,10 @@ async fn a_transaction_that_commits_late_is_told_when_it_commits_and_nobody_wait
     let late = s.connect().await;
     late.batch_execute("BEGIN").await.unwrap();
     late.batch_execute(&set(1, "late")).await.unwrap();
+    // Begun between the two that will change flag 3, and open to the end: whoever read only what is below the oldest open
+    // transaction would tell the later of them before the earlier, or neither.
+    let open = s.connect().await;
+    open.batch_execute("BEGIN; SELECT pg_current_xact_id()").await.unwrap();
     s.set(2, "a").await;
     s.set(3, "b").await;
     // Flags go out in parallel: only those of one flag have an order.
@@ -128,6 +132,7 @@ async fn a_transaction_that_commits_late_is_told_when_it_commits_and_nobody_wait
     let mut last = s.wait_told(4).await.split_off(2);
     last.sort();
     assert_eq!(last, ["1: first → late", "3: b → late too"]);
+    open.batch_execute("COMMIT").await.unwrap();
     daemon.terminate().await.success();
 }
 
