@@ -73,6 +73,13 @@ pub(crate) fn refusal(info: &ConnInfo, doing: &str, sqlstate: &str, message: &st
             Kind::DatabaseUnreachable,
             "trying again may help; a timeout of this role's may be too short",
         ),
+        // What the statement had found was dropped before it came to use it: asked again, it will not be found.
+        "XX000"
+            if message.starts_with("could not open relation")
+                || message.starts_with("cache lookup failed") =>
+        {
+            told(Kind::DatabaseUnreachable, "trying again helps")
+        }
         code if code.starts_with("40") => told(Kind::DatabaseUnreachable, "trying again helps"),
         // Starting up, shutting down, a lost connection, out of resources: it passes.
         code if code.starts_with("57P") || code.starts_with("08") || code.starts_with("53") => {
