@@ -26,6 +26,9 @@ use crate::error::{Error, Kind, Result};
 const STATUS_INTERVAL: Duration = Duration::from_secs(5);
 /// After a commit became durable it is confirmed at once, but not more often than this.
 const CONFIRM_INTERVAL: Duration = Duration::from_millis(50);
+/// A server that says nothing for so long is gone, also if its host still acknowledges what we send: as long as PostgreSQL's own
+/// subscribers wait (`wal_receiver_timeout`, by default a minute). After half of it we ask.
+const SILENCE: Duration = Duration::from_secs(60);
 /// Between two requests for a keepalive while the end is waited for.
 const ASK_FOR_END: Duration = Duration::from_millis(50);
 /// Unit of [`Channels::budget`], in bytes.
@@ -99,6 +102,8 @@ pub struct Stream {
     handed_on: Lsn,
     confirmed: Lsn,
     last_status: Instant,
+    /// When the server last said something, or we last could listen.
+    last_heard: Instant,
     small_reads: u32,
     last_read_at: Instant,
 }
@@ -132,6 +137,7 @@ impl Stream {
             handed_on: from,
             confirmed: Lsn::default(),
             last_status: Instant::now(),
+            last_heard: Instant::now(),
             small_reads: 0,
             last_read_at: Instant::now(),
         })
@@ -167,12 +173,24 @@ impl Stream {
                 // The sender lives as long as the ledger's writer; when that is gone the daemon stops.
                 Ok(()) = durable.changed(), if !has_more_to_confirm => {}
                 () = probe.notified() => self.status(true).await?,
-                _ = tick.tick() => self.status(false).await?,
+                _ = tick.tick() => self.listen().await?,
                 // Only a keepalive tells that nothing more comes before the end.
                 () = sleep(ASK_FOR_END), if self.until.is_some() => self.status(true).await?,
                 () = stop.cancelled() => return Ok(()),
             }
         }
+    }
+
+    /// The regular update; asks for an answer when there has been none for long.
+    async fn listen(&mut self) -> Result<()> {
+        let silence = self.last_heard.elapsed();
+        if silence >= SILENCE {
+            return Err(Error::new(
+                Kind::DatabaseUnreachable,
+                format!("the server has said nothing for {} s: check that it is up", silence.as_secs()),
+            ));
+        }
+        self.status(silence >= SILENCE / 2).await
     }
 
     /// Nothing more is handed on, so whoever takes what the stream brings comes to its end. The session stays open: what
@@ -200,6 +218,13 @@ impl Stream {
 
     /// Takes one message. False when there is nobody left to hand it to.
     async fn frame(&mut self, frame: Frame, stop: &CancellationToken) -> Result<bool> {
+        let goes_on = self.take(frame, stop).await;
+        // While we waited for room we did not listen.
+        self.last_heard = Instant::now();
+        goes_on
+    }
+
+    async fn take(&mut self, frame: Frame, stop: &CancellationToken) -> Result<bool> {
         match frame.tag {
             b'd' => self.copy_data(frame.body, stop).await,
             b'E' => Err(self.wire.refused("streaming", &frame.body)),

@@ -8,8 +8,10 @@ use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use aws_lc_rs::digest;
+use rustix::net::sockopt;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{WebPkiServerVerifier, verify_server_name};
 use rustls::crypto::{CryptoProvider, aws_lc_rs as provider};
@@ -53,6 +55,7 @@ impl Transport {
         let stream =
             TcpStream::connect((host.as_str(), info.port)).await.map_err(|e| unreachable(info, &e))?;
         stream.set_nodelay(true).map_err(|e| unreachable(info, &e))?;
+        notice_silence(&stream).map_err(|e| unreachable(info, &e))?;
         if info.ssl_mode == SslMode::Disable {
             return Ok(Transport::Tcp(stream));
         }
@@ -69,6 +72,22 @@ impl Transport {
     pub(crate) fn is_encrypted(&self) -> bool {
         matches!(self, Transport::Tls(_))
     }
+}
+
+/// A server that is gone without a word (a firewall that forgot the connection, a host without power) is noticed within this,
+/// and not after the quarter of an hour that the kernel would go on trying.
+const SILENCE: Duration = Duration::from_secs(30);
+
+/// `TCP_USER_TIMEOUT` bounds how long what we sent may stay unacknowledged; keepalives make sure that something is sent also
+/// while we only wait (RFC 5482, RFC 9293 §3.8.4).
+fn notice_silence(stream: &TcpStream) -> io::Result<()> {
+    let probes = 3;
+    sockopt::set_socket_keepalive(stream, true)?;
+    sockopt::set_tcp_keepidle(stream, SILENCE / 3)?;
+    sockopt::set_tcp_keepintvl(stream, SILENCE * 2 / 3 / probes)?;
+    sockopt::set_tcp_keepcnt(stream, probes)?;
+    sockopt::set_tcp_user_timeout(stream, u32::try_from(SILENCE.as_millis()).unwrap_or(u32::MAX))?;
+    Ok(())
 }
 
 fn unreachable(info: &ConnInfo, error: &io::Error) -> Error {

@@ -19,6 +19,7 @@ on_both_sources!(
     a_transaction_of_many_rows_comes_whole_and_once,
     connections_and_the_server_may_go_at_any_time,
     an_idle_daemon_writes_nothing_to_the_server_and_the_next_change_comes,
+    a_server_that_answers_nothing_is_left_and_what_it_had_comes_later,
 );
 
 struct Scene {
@@ -180,6 +181,34 @@ async fn connections_and_the_server_may_go_at_any_time(source: Source) {
     s.set(1, "after the crash").await;
     let all = s.wait_told(13).await;
     assert_eq!(all[12], "1: value 12 → after the crash");
+    daemon.terminate().await.success();
+}
+
+async fn a_server_that_answers_nothing_is_left_and_what_it_had_comes_later(source: Source) {
+    let s = Scene::new(source).await;
+    let daemon = Daemon::start(&s.installation).await;
+    s.set(1, "a").await;
+    s.wait_told(1).await;
+    // Its processes for us stop; its host goes on acknowledging what we send.
+    let sql = "SELECT pid FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND backend_type IN ('client backend', 'walsender')
+               AND application_name LIKE 'flagpost%'";
+    let pids: Vec<i32> = s.client.query(sql, &[]).await.unwrap().iter().map(|row| row.get(0)).collect();
+    assert!(!pids.is_empty());
+    let signal = |signal| {
+        for pid in &pids {
+            rustix::process::kill_process(rustix::process::Pid::from_raw(*pid).unwrap(), signal).unwrap();
+        }
+    };
+    signal(rustix::process::Signal::STOP);
+    s.set(1, "b").await;
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(120);
+    while !daemon.stderr().contains("the source is down") {
+        assert!(tokio::time::Instant::now() < deadline, "it waits for ever: {}", daemon.stderr());
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    // A slot is not free before its reader has ended.
+    signal(rustix::process::Signal::CONT);
+    assert_eq!(s.wait_told(2).await[1], "1: a → b");
     daemon.terminate().await.success();
 }
 

@@ -204,10 +204,14 @@ impl Reader {
     async fn finish_batch(&mut self, stop: &CancellationToken) -> Result<bool> {
         let Some(place) = self.open.clone() else { return Ok(true) };
         let before = self.position;
-        let rows = self.session.rows(&place).await?;
+        // The server sorts a long backlog before its first row comes.
+        let Some(rows) = stop.run_until_cancelled(self.session.rows(&place)).await else { return Ok(false) };
+        let rows = rows?;
         futures_util::pin_mut!(rows);
         let mut assembler = Assembler::default();
-        while let Some(row) = rows.try_next().await.map_err(|e| self.session.failed(&e))? {
+        loop {
+            let Some(row) = stop.run_until_cancelled(rows.try_next()).await else { return Ok(false) };
+            let Some(row) = row.map_err(|e| self.session.failed(&e))? else { break };
             if let Some(complete) = assembler.take(&Record::from_row(&row)?)?
                 && !self.transaction(complete, stop).await?
             {

@@ -2,9 +2,10 @@
 //! pooler that gives every transaction another of the server's sessions does no harm: only notifications do not come then.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::Notify;
-use tokio_postgres::types::Type;
+use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, RowStream};
 
 use super::place::{Place, Snapshot};
@@ -17,6 +18,9 @@ use crate::source::sql::{connect_notified, sql_error};
 const LOOK: &str = include_str!("../../../sql/outbox_look.sql");
 const READ: &str = include_str!("../../../sql/outbox_read.sql");
 const TAKE_AWAY: &str = include_str!("../../../sql/outbox_take_away.sql");
+
+/// So long a look may take, which is a matter of milliseconds.
+const SILENCE: Duration = Duration::from_secs(30);
 
 /// See the module's documentation.
 pub(super) struct Session {
@@ -60,11 +64,18 @@ impl Session {
         system_id(&self.client, &self.info).await
     }
 
+    /// Looks at what is there that the snapshot `since` did not see. A server that does not answer is gone.
     pub(super) async fn look(&self, since: &Snapshot) -> Result<Look> {
-        let row = self
-            .client
-            .query_typed_opt(LOOK, &[(&since.as_str(), Type::TEXT)])
-            .await
+        let asked = since.as_str();
+        let parameters: [(&(dyn ToSql + Sync), Type); 1] = [(&asked, Type::TEXT)];
+        let answer = self.client.query_typed_opt(LOOK, &parameters);
+        let answer = tokio::time::timeout(SILENCE, answer).await.map_err(|_| {
+            Error::new(
+                Kind::DatabaseUnreachable,
+                format!("the server has not answered for {} s: check that it is up", SILENCE.as_secs()),
+            )
+        })?;
+        let row = answer
             .map_err(|e| not_there(&self.info, &e))?
             .ok_or_else(|| garbled(&"table flagpost.reader is empty"))?;
         let snapshot: String = row.try_get(0).map_err(|e| garbled(&e))?;
@@ -82,7 +93,7 @@ impl Session {
     /// The rows of a batch that come after its place, as `sql/outbox_read.sql` has them.
     pub(super) async fn rows(&self, place: &Place) -> Result<RowStream> {
         let (before, batch) = (place.before.as_str(), place.batch.as_str());
-        let parameters: [(&(dyn tokio_postgres::types::ToSql + Sync), Type); 3] =
+        let parameters: [(&(dyn ToSql + Sync), Type); 3] =
             [(&before, Type::TEXT), (&batch, Type::TEXT), (&place.seq, Type::INT8)];
         self.client.query_typed_raw(READ, parameters).await.map_err(|e| self.failed(&e))
     }
