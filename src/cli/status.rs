@@ -62,6 +62,8 @@ struct LedgerPart {
     free_bytes: Option<u64>,
     /// There is so little room that the daemon has stopped reading.
     full: bool,
+    /// Why changes are known to have been missed: the daemon does not start.
+    missed: Option<String>,
     error: Option<String>,
     /// The name by which an outbox belongs to it.
     #[serde(skip)]
@@ -130,6 +132,7 @@ fn ledger_part(config: &Config) -> (LedgerPart, Vec<EndpointPart>, u8) {
         free_bytes,
         full: free_bytes.is_some_and(|free| free < ENOUGH),
         error: None,
+        missed: None,
         reader: None,
     };
     if !part.exists {
@@ -139,6 +142,7 @@ fn ledger_part(config: &Config) -> (LedgerPart, Vec<EndpointPart>, u8) {
         let reader = Reader::open(&config.state_dir)?;
         part.checkpoint = reader.checkpoint()?.map(|lsn| lsn.to_string());
         part.events = Some(reader.event_count()?);
+        part.missed = reader.meta("broken")?;
         let identity = reader.identity()?;
         part.reader = identity.and_then(|identity| reader_of(&identity.slot).map(str::to_owned));
         endpoints::read(config, &reader)
@@ -175,6 +179,10 @@ fn print_text(config: &Config, status: &Status) {
     print_ledger(&status.ledger);
     if let Some(outbox) = &database.outbox {
         outbox::print_troubles(outbox);
+    }
+    if let Some(reason) = &status.ledger.missed {
+        say!();
+        say!("CHANGES MISSED  {reason}");
     }
     if status.ledger.full {
         print_full(&status.ledger, database.slot.as_ref());

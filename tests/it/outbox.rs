@@ -335,6 +335,10 @@ async fn a_trigger_that_goes_stops_it() {
         let output = daemon.ended(PATIENCE).await;
         assert_eq!(output.code, 4, "{damage}: {output:?}");
         assert!(output.stderr.contains("setup"), "{damage}: {output:?}");
+        if !damage.starts_with("DROP SCHEMA") {
+            let status = s.installation.run(&["status"]).await;
+            assert!(status.stdout.contains("CHANGES MISSED  the outbox has lost flagpost_"), "{status:?}");
+        }
         let setup = s.installation.run(&["setup"]).await;
         assert_eq!(setup.code, 4, "{damage}: {setup:?}");
         // Nor does a start go on.

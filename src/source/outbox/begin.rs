@@ -26,14 +26,16 @@ pub async fn has_outbox(client: &Client, info: &ConnInfo) -> Result<bool> {
 /// The ledger that the outbox belongs to; `None` when to none.
 pub async fn outbox_reader(client: &Client, info: &ConnInfo) -> Result<Option<String>> {
     let sql = "SELECT ledger FROM flagpost.reader";
-    let row = client.query_typed_opt(sql, &[]).await.map_err(|e| not_there(info, &e))?;
+    let row =
+        client.query_typed_opt(sql, &[]).await.map_err(|e| not_there(info, "looking at the outbox", &e))?;
     Ok(row.and_then(|row| row.get(0)))
 }
 
 /// Gives the outbox to a new ledger, whose name is returned. From now on no other takes rows away.
 pub async fn claim_outbox(client: &Client, info: &ConnInfo) -> Result<String> {
     let sql = "UPDATE flagpost.reader SET ledger = gen_random_uuid()::text, consumed = NULL RETURNING ledger";
-    let row = client.query_typed_opt(sql, &[]).await.map_err(|e| not_there(info, &e))?;
+    let row =
+        client.query_typed_opt(sql, &[]).await.map_err(|e| not_there(info, "looking at the outbox", &e))?;
     row.map(|row| row.get(0)).ok_or_else(|| {
         Error::new(
             Kind::DatabaseRefuses,

@@ -60,7 +60,7 @@ pub async fn outbox_facts(client: &Client, info: &ConnInfo) -> Result<OutboxFact
             &[],
         )
         .await
-        .map_err(|e| not_there(info, &e))?;
+        .map_err(|e| not_there(info, "looking at the outbox", &e))?;
     let number = |column: usize| row.get::<_, Option<String>>(column).and_then(|text| text.parse().ok());
     let changes: i64 = row.get(0);
     Ok(OutboxFacts {
@@ -85,7 +85,7 @@ pub async fn outbox_failures(client: &Client, info: &ConnInfo, limit: i64) -> Re
             &[(&limit, Type::INT8)],
         )
         .await
-        .map_err(|e| not_there(info, &e))?;
+        .map_err(|e| not_there(info, "looking at the outbox", &e))?;
     let words = |row: &tokio_postgres::Row| {
         let (op, table, message): (&str, &str, &str) = (row.get(0), row.get(1), row.get(2));
         let (sqlstate, count): (&str, i64) = (row.get(3), row.get(4));

@@ -50,7 +50,8 @@ impl Session {
         let notified = Arc::new(Notify::new());
         let client = connect_notified(info, Arc::clone(&notified)).await?;
         let session = Session { client, info: info.clone(), notified };
-        session.run("listening", "LISTEN flagpost").await?;
+        let failed = |e: tokio_postgres::Error| sql_error(info, "listening", &e);
+        session.client.batch_execute("LISTEN flagpost").await.map_err(failed)?;
         Ok(session)
     }
 
@@ -76,7 +77,7 @@ impl Session {
             )
         })?;
         let row = answer
-            .map_err(|e| not_there(&self.info, &e))?
+            .map_err(|e| not_there(&self.info, "looking at the outbox", &e))?
             .ok_or_else(|| garbled(&"table flagpost.reader is empty"))?;
         let snapshot: String = row.try_get(0).map_err(|e| garbled(&e))?;
         let consumed: Option<String> = row.try_get(5).map_err(|e| garbled(&e))?;
@@ -100,7 +101,7 @@ impl Session {
 
     /// The error of reading rows.
     pub(super) fn failed(&self, error: &tokio_postgres::Error) -> Error {
-        sql_error(&self.info, "reading the outbox", error)
+        not_there(&self.info, "reading the outbox", error)
     }
 
     /// Takes away what the snapshot sees.
@@ -108,16 +109,13 @@ impl Session {
         let sql = TAKE_AWAY
             .replace("{consumed}", consumed.as_str())
             .replace("{ledger}", &ledger.replace('\'', "''"));
-        self.run("taking away what has been read of the outbox", &sql).await
-    }
-
-    async fn run(&self, doing: &str, sql: &str) -> Result<()> {
-        self.client.batch_execute(sql).await.map_err(|e| sql_error(&self.info, doing, &e))
+        let doing = "taking away what has been read of the outbox";
+        self.client.batch_execute(&sql).await.map_err(|e| not_there(&self.info, doing, &e))
     }
 }
 
-/// The error of a first look: where nothing is installed, that is what the operator must hear.
-pub(super) fn not_there(info: &ConnInfo, error: &tokio_postgres::Error) -> Error {
+/// The error of a statement on the outbox: where nothing is installed, that is what the operator must hear.
+pub(super) fn not_there(info: &ConnInfo, doing: &str, error: &tokio_postgres::Error) -> Error {
     let code = error.code().map(|code| code.code());
     // Undefined table, undefined schema.
     if code.is_some_and(|code| code == "42P01" || code == "3F000") {
@@ -127,7 +125,7 @@ pub(super) fn not_there(info: &ConnInfo, error: &tokio_postgres::Error) -> Error
              before, what changed since it went is lost, and --resnapshot begins anew",
         );
     }
-    sql_error(info, "looking at the outbox", error)
+    sql_error(info, doing, error)
 }
 
 fn garbled(why: &dyn std::fmt::Display) -> Error {
