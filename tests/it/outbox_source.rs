@@ -221,3 +221,64 @@ async fn every_column_of_every_table_has_the_same_text_whatever_the_session_is_s
     assert_eq!(compared, Table::ALL.len() * 4);
     both.stream.stop.cancel();
 }
+
+#[tokio::test]
+async fn whatever_kind_of_statement_changes_rows_both_sources_have_them() {
+    let mut both = Both::new().await;
+    let _running = both.stream.follow().await;
+    let version: i32 = both
+        .stream
+        .client
+        .query_one("SELECT current_setting('server_version_num')::int", &[])
+        .await
+        .unwrap()
+        .get(0);
+    let mut statements = vec![
+        "INSERT INTO features_featurestatevalue (id, type, string_value, feature_state_id, uuid)
+         SELECT n, 'unicode', 'first', n, gen_random_uuid() FROM generate_series(1, 3) n",
+        // Django's bulk_create with update_conflicts.
+        "INSERT INTO features_featurestatevalue (id, type, string_value, feature_state_id, uuid)
+         VALUES (1, 'unicode', 'again', 1, gen_random_uuid())
+         ON CONFLICT (id) DO UPDATE SET string_value = excluded.string_value",
+        // Rows of two tables, by one statement, without a change of the third.
+        "WITH changed AS (UPDATE features_featurestatevalue SET integer_value = 7 WHERE id = 2 RETURNING id)
+         INSERT INTO audit_auditlog (id, created_date, log, is_system_event) SELECT 77, now(), id::text, false FROM changed",
+        "UPDATE features_featurestatevalue v SET string_value = o.string_value FROM features_featurestatevalue o
+         WHERE v.id = 3 AND o.id = 1",
+        "DELETE FROM features_featurestatevalue USING generate_series(2, 3) n WHERE id = n",
+        "DO $$ BEGIN
+             FOR n IN 1..3 LOOP
+                 BEGIN
+                     UPDATE features_featurestatevalue SET integer_value = n;
+                     IF n = 2 THEN RAISE EXCEPTION 'this one is taken back'; END IF;
+                 EXCEPTION WHEN raise_exception THEN NULL;
+                 END;
+             END LOOP;
+         END $$",
+    ];
+    if version >= 150_000 {
+        statements.push(
+            "MERGE INTO features_featurestatevalue v USING (SELECT 1 AS id) n ON v.id = n.id
+             WHEN MATCHED THEN UPDATE SET string_value = 'merged'",
+        );
+    }
+    for statement in statements {
+        both.stream.sql(statement).await;
+        let (a, b) = (both.stream.next().await, both.next().await);
+        assert!(!b.changes.is_empty(), "{statement}");
+        assert_same(&a, &b);
+    }
+    // COPY is one statement of many rows.
+    let lines = "1\tunicode\tcopied\t11\t0a0b0c0d-0000-4000-8000-000000000011\n2\tunicode\t\\N\t12\t0a0b0c0d-0000-4000-8000-000000000012\n";
+    both.stream.sql("TRUNCATE features_featurestatevalue").await;
+    assert_same(&both.stream.next().await, &both.next().await);
+    let copy = "COPY features_featurestatevalue (id, type, string_value, feature_state_id, uuid) FROM STDIN";
+    let sink = both.stream.client.copy_in(copy).await.unwrap();
+    futures_util::pin_mut!(sink);
+    futures_util::SinkExt::send(&mut sink, bytes::Bytes::from_static(lines.as_bytes())).await.unwrap();
+    sink.finish().await.unwrap();
+    let (a, b) = (both.stream.next().await, both.next().await);
+    assert_eq!(b.changes.len(), 2);
+    assert_same(&a, &b);
+    both.stream.stop.cancel();
+}

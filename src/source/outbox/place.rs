@@ -19,6 +19,7 @@ use std::sync::Arc;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Snapshot {
     text: Arc<str>,
+    xmin: u64,
     xmax: u64,
 }
 
@@ -26,6 +27,11 @@ impl Snapshot {
     /// The first transaction id that had not been given when it was taken.
     pub fn xmax(&self) -> u64 {
         self.xmax
+    }
+
+    /// Whether transactions were open, of which some may be committing.
+    pub fn has_open(&self) -> bool {
+        self.xmin < self.xmax
     }
 
     /// The text form.
@@ -47,7 +53,7 @@ impl FromStr for Snapshot {
         if xmin > xmax || !is_list || parts.next().is_some() {
             return Err(bad());
         }
-        Ok(Snapshot { text: text.into(), xmax })
+        Ok(Snapshot { text: text.into(), xmin, xmax })
     }
 }
 
@@ -97,7 +103,8 @@ mod tests {
             Place { before: "10:12:".parse().unwrap(), batch: "11:20:11,13".parse().unwrap(), seq: 7 };
         assert_eq!(place.to_string(), "10:12: 11:20:11,13 7");
         assert_eq!(place.to_string().parse::<Place>().unwrap(), place);
-        assert_eq!(place.batch.xmax(), 20);
+        assert_eq!((place.batch.xmax(), place.batch.has_open()), (20, true));
+        assert!(!"12:12:".parse::<Snapshot>().unwrap().has_open());
     }
 
     #[test]

@@ -25,8 +25,10 @@ use crate::error::{Error, Kind, Result};
 use crate::source::conn_info::ConnInfo;
 use crate::source::stream::{BUDGET, BUDGET_UNIT, Channels, Delivery, Item};
 
-/// After something has come, more is likely to, and not everybody who commits at the same moment notifies.
+/// After something has come, more is likely to, and not everybody who commits at the same moment notifies: longer while
+/// transactions are open, whose commits may wait for a slow disk.
 const BUSY_FOR: Duration = Duration::from_millis(100);
+const BUSY_WHILE_OPEN: Duration = Duration::from_secs(1);
 const LOOK_WHEN_BUSY: Duration = Duration::from_millis(20);
 
 /// What to read, and from where on.
@@ -108,13 +110,14 @@ impl Reader {
             };
             let look = self.look().await?;
             let has_come = look.waits || self.open.is_some();
+            let busy_for = if look.snapshot.has_open() { BUSY_WHILE_OPEN } else { BUSY_FOR };
             if !self.take(look, stop).await? {
                 return Ok(());
             }
             self.take_away().await?;
             let now = Instant::now();
             if is_told || has_come {
-                busy_until = now + BUSY_FOR;
+                busy_until = now + busy_for;
             }
             look_at = now + if now < busy_until { LOOK_WHEN_BUSY } else { self.reading.poll };
         }
