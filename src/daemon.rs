@@ -148,6 +148,7 @@ fn stop_on_signals(stop: &CancellationToken) -> Result<()> {
         tokio::spawn(async move {
             if signal.recv().await.is_some() {
                 info!("stopping");
+                ops::service::stopping();
                 stop.cancel();
             }
         });

@@ -12,6 +12,7 @@ use tracing::{error, info};
 use crate::config::Config;
 use crate::error::Error;
 use crate::ledger::{Ledger, Reader};
+use crate::ops::service;
 use crate::source::{ConnInfo, connect, slot_facts};
 
 /// So many bytes must be free before it is tried again; twice as many every time it was not enough to get further.
@@ -67,12 +68,13 @@ impl Room {
     }
 
     async fn tell(&self, error: &Error) {
+        service::status("no room on the disk of state.dir: reading and sending have stopped");
         error!(
             %error,
             free_bytes = Ledger::room(&self.directory),
             needed_bytes = self.needed,
             wal_held_bytes = self.held().await,
-            "reading and sending have stopped until there is room: meanwhile the server keeps its write-ahead log for us"
+            "reading and sending have stopped until there is room: meanwhile the server keeps its log, or the outbox its rows, for us"
         );
     }
 

@@ -3,5 +3,6 @@
 mod listener;
 pub mod logging;
 mod metrics;
+pub mod service;
 
 pub use listener::serve;

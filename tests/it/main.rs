@@ -36,3 +36,4 @@ mod signing;
 mod story;
 mod support;
 mod switch_source;
+mod systemd;
