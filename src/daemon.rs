@@ -57,8 +57,10 @@ async fn run_as_long_as_there_is_room(
     loop {
         let dispatch = |outlet: Outlet, stop| Ok(dispatcher(config, outlet)?.run(stop));
         let ready = |summary: &str| {
-            if let Some(ready) = ready.take() {
-                ready(summary);
+            match ready.take() {
+                Some(ready) => ready(summary),
+                // There was no room on the disk, and now there is.
+                None => ops::service::status(summary),
             }
         };
         // A token of its own: what is still running when there is no room ends before it is begun again.
