@@ -9,8 +9,8 @@ use flagpost::demo::receiver::{Answer, Receiver};
 
 use crate::cli::flagsmith;
 use crate::delivery::PATIENCE;
-use crate::support::cluster_options;
 use crate::support::process::{Daemon, Installation};
+use crate::support::{Source, on_both_sources};
 
 /// Every secret holds this word, and nothing else does.
 const CANARY: &str = "CANARY";
@@ -47,11 +47,12 @@ fn the_canary_is_found_in_every_disguise() {
     assert!(leak_in(b"nothing").is_none());
 }
 
-#[tokio::test]
-async fn no_secret_is_in_logs_errors_the_ledger_or_what_a_command_says() {
+on_both_sources!(no_secret_is_in_logs_errors_the_ledger_or_what_a_command_says);
+
+async fn no_secret_is_in_logs_errors_the_ledger_or_what_a_command_says(source: Source) {
     let auth = Auth::Scram { password: "CANARY-database".into() };
     let cluster =
-        Cluster::start(flagpost::demo::cluster::Options { auth, ..cluster_options() }).await.unwrap();
+        Cluster::start(flagpost::demo::cluster::Options { auth, ..source.options() }).await.unwrap();
     let receiver = Receiver::start(0).unwrap();
     let client = flagsmith(&cluster, receiver.addr()).await;
     let with_secrets =
@@ -69,7 +70,8 @@ async fn no_secret_is_in_logs_errors_the_ledger_or_what_a_command_says() {
     client.batch_execute(with_secrets).await.unwrap();
     let folder = tempfile::tempdir().unwrap();
     let log = folder.path().join("log");
-    let installation = Installation::new(&cluster.url("postgres", "flagsmith"))
+    let installation = source
+        .installation(&cluster.url("postgres", "flagsmith"))
         .with("FLAGPOST_NETWORK_ALLOW", "127.0.0.0/8")
         .with("FLAGPOST_SOURCE_SETTLE", "0")
         .with("FLAGPOST_LOG_LEVEL", "trace,flagpost=trace")
