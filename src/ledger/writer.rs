@@ -143,6 +143,7 @@ impl Writer {
     /// Writes what is there, and goes on until the source transaction that has begun is complete.
     fn batch(&mut self, first: Write, news: &mut News) -> Result<Option<Lsn>, Stopped> {
         let mut checkpoint = None;
+        let mut cursor = None;
         let mut is_complete = true;
         let mut next = first;
         for count in 1.. {
@@ -159,7 +160,11 @@ impl Writer {
                 | Write::Notified(..) => {}
                 _ => is_complete = false,
             }
-            self.write(next, news)?;
+            match next {
+                // Like the checkpoint, only the last of a commit counts.
+                Write::Cursor(at) => cursor = Some(at),
+                next => self.write(next, news)?,
+            }
             let received = if is_complete {
                 if count >= BATCH { None } else { self.writes.try_recv().ok() }
             } else {
@@ -171,6 +176,9 @@ impl Writer {
             };
             let Some(write) = received else { break };
             next = write;
+        }
+        if let Some(cursor) = cursor {
+            self.put_meta("cursor", &cursor)?;
         }
         if let Some((lsn, clock)) = checkpoint {
             self.put_meta("checkpoint", &lsn.to_string())?;
@@ -207,8 +215,8 @@ impl Writer {
                 news.changed.insert(endpoint);
                 self.drop_queue(endpoint)?;
             }
-            Write::Checkpoint(..) => {}
-            Write::Cursor(cursor) => self.put_meta("cursor", &cursor)?,
+            // Written at the end of the batch.
+            Write::Checkpoint(..) | Write::Cursor(_) => {}
             Write::Purpose(purpose, recorded) => {
                 self.purpose = purpose;
                 self.answers.push(recorded);
