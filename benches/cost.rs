@@ -22,19 +22,18 @@ mod support;
 
 use std::path::Path;
 use std::process::Command;
-use std::sync::Arc;
 use std::time::Duration;
 
 use flagpost::change::Lsn;
 use flagpost::demo::cluster::{Cluster, Options, find_bindir};
 use flagpost::source::{
-    BUDGET, Catalog, Channels, ConnInfo, Delivery, Feed, Follow, Item, Names, Origin, Outbox, QUEUE, Reading,
+    Catalog, Channels, ConnInfo, Delivery, Feed, Follow, Item, Names, Origin, Outbox, QUEUE, Reading,
     claim_outbox, outbox_view, system_id,
 };
 use support::flagsmith::{self, Schema};
 use support::golden;
 use support::process::Installation;
-use tokio::sync::{Notify, Semaphore, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
 
@@ -168,12 +167,7 @@ impl Scene {
     async fn read(&self, origin: Origin, from: Lsn) {
         let (out, mut items) = mpsc::channel(QUEUE);
         let (durable, receiver) = watch::channel(from);
-        let channels = Channels {
-            out,
-            budget: Arc::new(Semaphore::new(BUDGET)),
-            durable: receiver,
-            probe: Arc::new(Notify::new()),
-        };
+        let channels = Channels::new(out, receiver);
         let stop = self.stop.clone();
         let feed = Feed::open(origin, channels).await.unwrap();
         tokio::spawn(async move { feed.follow(&stop).await.map(drop).unwrap() });

@@ -15,20 +15,19 @@
 mod support;
 
 use std::process::{Command, Stdio};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use flagpost::change::Lsn;
 use flagpost::demo::cluster::{Cluster, find_bindir};
 use flagpost::demo::receiver::Receiver;
 use flagpost::source::{
-    BUDGET, Catalog, Channels, ConnInfo, Feed, Follow, Item, Names, Origin, QUEUE, Replication, connect,
+    Catalog, Channels, ConnInfo, Feed, Follow, Item, Names, Origin, QUEUE, Replication, connect,
 };
 use support::flagsmith::{self, Schema};
 use support::process::{Daemon, Installation};
 use support::replay::{Pace, Replay, cases};
 use support::{Source, cluster_options, golden};
-use tokio::sync::{Notify, Semaphore, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
 
@@ -153,12 +152,7 @@ async fn our_stream(info: &ConnInfo, slot: &str, from: Lsn, end: Lsn) -> f64 {
     let system_id = Replication::connect(info).await.unwrap().server().system_id.clone();
     let (out, mut items) = mpsc::channel(QUEUE);
     let (_durable, receiver) = watch::channel(from);
-    let channels = Channels {
-        out,
-        budget: Arc::new(Semaphore::new(BUDGET)),
-        durable: receiver,
-        probe: Arc::new(Notify::new()),
-    };
+    let channels = Channels::new(out, receiver);
     let origin =
         Origin::Replication(Follow { info: info.clone(), names, catalog, system_id, from, until: None });
     let stop = CancellationToken::new();

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use tokio::runtime::Handle;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{Notify, Semaphore, mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -28,7 +28,7 @@ use crate::ops;
 use crate::prepare::{Prepared, Until, covering, origin, prepare};
 use crate::room::Room;
 use crate::schema::Table;
-use crate::source::{BUDGET, Catalog, Channels, Coverage, Feed, QUEUE};
+use crate::source::{Catalog, Channels, Coverage, Feed, QUEUE};
 
 /// How long the ledger's writer may take to tell why it ended, after another stage has failed.
 const WRITER_TELLS_WITHIN: Duration = Duration::from_millis(100);
@@ -241,12 +241,7 @@ where
     let (confirmable, confirmable_receiver) = watch::channel(checkpoint);
     let coverage = Coverage::new(config.database.clone(), catalog.clone(), covering(config));
     let durable = writer.durable.clone();
-    let channels = Channels {
-        out,
-        budget: Arc::new(Semaphore::new(BUDGET)),
-        durable: confirmable_receiver,
-        probe: Arc::new(Notify::new()),
-    };
+    let channels = Channels::new(out, confirmable_receiver);
     let probe = Arc::clone(&channels.probe);
     let feed = Feed::open(origin, channels).await?;
     let after = routing(config, purpose);

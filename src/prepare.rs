@@ -10,9 +10,9 @@ use crate::error::{Error, Kind, Result};
 use crate::ledger::{Identity, Ledger};
 use crate::schema::Table;
 use crate::source::{
-    Catalog, Covering, Follow, Origin, Publication, Reading, Replication, Snapshot, claim_outbox, connect,
-    exported_view, forget_failures, outbox_reader, outbox_view, reader_name, reader_of, server_facts,
-    system_id,
+    Catalog, Covering, Exported, Follow, Origin, Publication, Reading, Replication, Snapshot, claim_outbox,
+    connect, exported_view, forget_failures, outbox_reader, outbox_view, reader_name, reader_of,
+    server_facts, system_id,
 };
 
 /// The name of the slot that lives only while a mirror is filled for a slot that was made before.
@@ -49,16 +49,12 @@ async fn prepare_replication(config: &Config, client: Client, catalog: Catalog) 
     let ledger = Ledger::open(&config.state_dir)?;
     ledger.require_unbroken()?;
     let mut replication = Replication::connect(&config.database).await?;
-    let identity = Identity {
-        system_id: replication.server().system_id.clone(),
-        database: config.database.database.clone(),
-        slot: config.names.slot.clone(),
-    };
     let slot = replication.slot_unread(&config.names.slot).await?;
     if let Some(slot) = &slot {
         slot.require(&config.names.slot, &config.database.database)?;
     }
     if ledger.checkpoint()?.is_some() {
+        let identity = slot_identity(config, &replication);
         require_identity(config, ledger.identity()?, &identity)?;
         return Ok(Prepared { ledger, identity, catalog });
     }
@@ -72,11 +68,36 @@ async fn prepare_replication(config: &Config, client: Client, catalog: Catalog) 
         info!(slot = name, "the slot is there and the mirror is not: what changed until now is not sent");
         replication.create_slot(&format!("{name}{TEMPORARY_SUFFIX}"), true).await?
     };
-    let view = exported_view(&config.database, &exported).await?;
+    let (ledger, identity) = fill_from_slot(config, replication, &exported, ledger, &catalog).await?;
+    Ok(Prepared { ledger, identity, catalog })
+}
+
+/// Fills the mirror from the snapshot that was exported on `replication` when the slot was made.
+pub async fn fill_from_slot(
+    config: &Config,
+    replication: Replication,
+    exported: &Exported,
+    ledger: Ledger,
+    catalog: &Catalog,
+) -> Result<(Ledger, Identity)> {
+    let identity = slot_identity(config, &replication);
+    let view = exported_view(&config.database, exported).await?;
     // The snapshot is ours now: the session that exported it may end.
     drop(replication);
-    let ledger = baseline::fill(config, ledger, &catalog, &identity, view).await?;
-    Ok(Prepared { ledger, identity, catalog })
+    let ledger = baseline::fill(config, ledger, catalog, &identity, view).await?;
+    Ok((ledger, identity))
+}
+
+/// What a ledger belongs to that reads the configured slot.
+fn slot_identity(config: &Config, replication: &Replication) -> Identity {
+    let system_id = replication.server().system_id.clone();
+    Identity { system_id, database: config.database.database.clone(), slot: config.names.slot.clone() }
+}
+
+/// What a ledger belongs to that goes on in this source: a slot, or the outbox by its reader's name.
+pub async fn identity_of(config: &Config, client: &Client, source: String) -> Result<Identity> {
+    let system_id = system_id(client, &config.database).await?;
+    Ok(Identity { system_id, database: config.database.database.clone(), slot: source })
 }
 
 async fn prepare_outbox(config: &Config, client: Client, catalog: Catalog) -> Result<Prepared> {
@@ -103,11 +124,7 @@ async fn prepare_outbox(config: &Config, client: Client, catalog: Catalog) -> Re
     }
     let reader = outbox_reader(&client, &config.database).await?;
     if ledger.checkpoint()?.is_some() {
-        let identity = Identity {
-            system_id: system_id(&client, &config.database).await?,
-            database: config.database.database.clone(),
-            slot: reader_name(&reader.unwrap_or_default()),
-        };
+        let identity = identity_of(config, &client, reader_name(&reader.unwrap_or_default())).await?;
         require_identity(config, ledger.identity()?, &identity)?;
         return Ok(Prepared { ledger, identity, catalog });
     }
@@ -133,11 +150,7 @@ pub async fn fill_from_outbox(
     catalog: &Catalog,
 ) -> Result<(Ledger, Identity)> {
     let info = &config.database;
-    let identity = Identity {
-        system_id: system_id(client, info).await?,
-        database: info.database.clone(),
-        slot: reader_name(&claim_outbox(client, info).await?),
-    };
+    let identity = identity_of(config, client, reader_name(&claim_outbox(client, info).await?)).await?;
     forget_failures(client, info).await?;
     let view = outbox_view(info).await?;
     let ledger = baseline::fill(config, ledger, catalog, &identity, view).await?;
@@ -257,20 +270,24 @@ fn require_identity(config: &Config, found: Option<Identity>, expected: &Identit
     ))
 }
 
-/// `Err` if there is a ledger that goes on in another source than `mode`.
-pub fn require_mode(config: &Config, mode: Mode) -> Result<()> {
+/// The source that the ledger goes on in; `None` where none has been filled. `Err` while a daemon is running.
+pub fn ledger_mode(config: &Config) -> Result<Option<Mode>> {
     if !Ledger::exists(&config.state_dir) {
-        return Ok(());
+        return Ok(None);
     }
     let ledger = Ledger::open(&config.state_dir)?;
-    let Some(identity) = ledger.identity()?.filter(|_| ledger.checkpoint().is_ok_and(|at| at.is_some()))
-    else {
-        return Ok(());
-    };
-    let found = if reader_of(&identity.slot).is_some() { Mode::Outbox } else { Mode::Replication };
-    if found == mode {
-        return Ok(());
-    }
+    let identity = if ledger.checkpoint()?.is_some() { ledger.identity()? } else { None };
+    Ok(identity.map(|identity| mode_of(&identity)))
+}
+
+/// The source that a ledger of this identity goes on in.
+pub fn mode_of(identity: &Identity) -> Mode {
+    if reader_of(&identity.slot).is_some() { Mode::Outbox } else { Mode::Replication }
+}
+
+/// `Err` if there is a ledger that goes on in another source than `mode`.
+pub fn require_mode(config: &Config, mode: Mode) -> Result<()> {
+    let Some(found) = ledger_mode(config)?.filter(|found| *found != mode) else { return Ok(()) };
     let (found, mode) = (found.name(), mode.name());
     Err(Error::new(
         Kind::LedgerMismatch,

@@ -17,12 +17,12 @@ use crate::change::Lsn;
 use crate::config::{Config, Mode};
 use crate::daemon::catch_up;
 use crate::error::{Error, Kind, Result};
-use crate::ledger::{Identity, Ledger};
-use crate::prepare::Until;
+use crate::ledger::Ledger;
+use crate::prepare::{Until, identity_of, ledger_mode};
 use crate::source::{
     Catalog, Place, Publication, Replication, Snapshot, claim_outbox, connect, current_snapshot,
     exported_view, forget_failures, has_outbox, outbox_reader, publication_steps, reader_name, reader_of,
-    server_facts, system_id,
+    server_facts,
 };
 
 /// The name of the slot that lives only while the moment is chosen.
@@ -66,16 +66,7 @@ pub(super) async fn switch(config: &Config, options: &Options) -> Result<u8> {
 
 /// The source that the ledger goes on in. `Err` while a daemon is running, and where there is nothing to change.
 fn current_mode(config: &Config) -> Result<Mode> {
-    let filled =
-        if Ledger::exists(&config.state_dir) { Some(Ledger::open(&config.state_dir)?) } else { None };
-    let identity = match &filled {
-        Some(ledger) if ledger.checkpoint()?.is_some() => {
-            ledger.require_unbroken()?;
-            ledger.identity()?
-        }
-        _ => None,
-    };
-    let Some(identity) = identity else {
+    let Some(mode) = ledger_mode(config)? else {
         return Err(Error::new(
             Kind::LedgerMismatch,
             format!(
@@ -84,7 +75,8 @@ fn current_mode(config: &Config) -> Result<Mode> {
             ),
         ));
     };
-    Ok(if reader_of(&identity.slot).is_some() { Mode::Outbox } else { Mode::Replication })
+    Ledger::open(&config.state_dir)?.require_unbroken()?;
+    Ok(mode)
 }
 
 async fn to_outbox(config: &Config, options: &Options, client: &Client, catalog: &Catalog) -> Result<()> {
@@ -104,11 +96,7 @@ async fn to_outbox(config: &Config, options: &Options, client: &Client, catalog:
     catch_up(&as_mode(config, Mode::Replication), Until::Position(moment.position)).await?;
     let mut ledger = Ledger::open(&config.state_dir)?;
     require_reached(ledger.checkpoint()?.unwrap_or_default(), moment.position)?;
-    let identity = Identity {
-        system_id: system_id(client, info).await?,
-        database: info.database.clone(),
-        slot: reader_name(&ledger_name),
-    };
+    let identity = identity_of(config, client, reader_name(&ledger_name)).await?;
     let cursor = Place::behind(moment.snapshot).to_string();
     ledger.change_source(&identity, moment.position, Some(&cursor))
 }
@@ -133,11 +121,7 @@ async fn to_replication(config: &Config, client: &Client, catalog: &Catalog) -> 
     say!("the change takes place at {}", moment.position);
     catch_up(&as_mode(config, Mode::Outbox), Until::Snapshot(moment.snapshot)).await?;
     let mut ledger = Ledger::open(&config.state_dir)?;
-    let identity = Identity {
-        system_id: system_id(client, info).await?,
-        database: info.database.clone(),
-        slot: name.clone(),
-    };
+    let identity = identity_of(config, client, name.clone()).await?;
     ledger.change_source(&identity, moment.position, None)
 }
 

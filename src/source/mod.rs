@@ -35,10 +35,9 @@ pub use observe::{
     slot_facts, system_id, unreadable_tables, unusable_identities,
 };
 pub use outbox::{
-    Access, Assembler, Finding, Outbox, OutboxFacts, Place, Reading, Record, SetupFacts, Snapshot,
-    claim_outbox, current_snapshot, forget_failures, has_outbox, outbox_access, outbox_facts,
-    outbox_failures, outbox_reader, outbox_setup_facts, outbox_tables, outbox_view, reader_name, reader_of,
-    subscribed_tables,
+    Access, Finding, Outbox, OutboxFacts, Place, Reading, SetupFacts, Snapshot, claim_outbox,
+    current_snapshot, forget_failures, has_outbox, outbox_access, outbox_facts, outbox_failures,
+    outbox_reader, outbox_setup_facts, outbox_tables, outbox_view, reader_name, reader_of, subscribed_tables,
 };
 pub use pooler::has_transaction_pooler;
 pub use publication::{
@@ -49,4 +48,4 @@ pub use replication::{Exported, Names, PLUGIN, Replication, Server, SlotState};
 pub use service::{Marks, Service, service_marks};
 pub use snapshot::{Progress, View, adopt, copy_tables, exported_view, fetch, server_clock};
 pub use sql::{connect, sql_error};
-pub use stream::{BUDGET, Channels, Delivery, Item, QUEUE, Stream};
+pub use stream::{Channels, Delivery, Item, QUEUE, Stream};

@@ -34,7 +34,7 @@ const ASK_FOR_END: Duration = Duration::from_millis(50);
 /// Unit of [`Channels::budget`], in bytes.
 pub(super) const BUDGET_UNIT: usize = 1024;
 /// Units that wait between the stream and the engine at the most: 16 MiB. A larger transaction takes all of it, alone.
-pub const BUDGET: usize = 16 * 1024;
+pub(super) const BUDGET: usize = 16 * 1024;
 /// Transactions that wait there at the most.
 pub const QUEUE: usize = 256;
 
@@ -84,6 +84,14 @@ pub struct Channels {
     pub durable: watch::Receiver<Lsn>,
     /// Asks the server for a keepalive: proof of silence.
     pub probe: Arc<Notify>,
+}
+
+impl Channels {
+    /// What is brought goes to `out`; `durable` tells what may be confirmed.
+    pub fn new(out: mpsc::Sender<Delivery>, durable: watch::Receiver<Lsn>) -> Channels {
+        let (budget, probe) = (Arc::new(Semaphore::new(BUDGET)), Arc::new(Notify::new()));
+        Channels { out, budget, durable, probe }
+    }
 }
 
 /// An open stream.

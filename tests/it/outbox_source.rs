@@ -1,16 +1,14 @@
 //! Both sources give the same transactions: what the triggers wrote and what the stream brought, on one server.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
 use std::time::Duration;
 
 use flagpost::change::{Field, Lsn, Op, Row, RowChange, Transaction};
 use flagpost::schema::{Table, audit_log};
 use flagpost::source::{
-    BUDGET, Catalog, Channels, Delivery, Feed, Item, Origin, Outbox, Reading, claim_outbox, outbox_view,
-    system_id,
+    Catalog, Channels, Delivery, Feed, Item, Origin, Outbox, Reading, claim_outbox, outbox_view, system_id,
 };
-use tokio::sync::{Notify, Semaphore, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 
 use crate::cli::count;
 use crate::replication::Setting;
@@ -45,12 +43,7 @@ impl Both {
             poll: Duration::from_secs(1),
             until: None,
         };
-        let channels = Channels {
-            out,
-            budget: Arc::new(Semaphore::new(BUDGET)),
-            durable: durable_receiver,
-            probe: Arc::new(Notify::new()),
-        };
+        let channels = Channels::new(out, durable_receiver);
         let stop = stream.stop.clone();
         let feed = Feed::open(Origin::Outbox(reading), channels).await.unwrap();
         tokio::spawn(async move { feed.follow(&stop).await.unwrap() });

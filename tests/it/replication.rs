@@ -1,6 +1,5 @@
 //! The source against a real server: what it hands on, what it confirms, how it gets in.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use flagpost::change::{Key, Lsn, Op, Transaction};
@@ -8,10 +7,10 @@ use flagpost::demo::cluster::{Auth, Cluster, Options, Tls};
 use flagpost::error::{Kind, Result};
 use flagpost::schema::{Table, feature_state, state_value};
 use flagpost::source::{
-    BUDGET, Catalog, Channels, ConnInfo, Delivery, Feed, Follow, Item, Names, Origin, Publication,
-    Replication, adopt, connect, copy_tables, publication_steps,
+    Catalog, Channels, ConnInfo, Delivery, Feed, Follow, Item, Names, Origin, Publication, Replication,
+    adopt, connect, copy_tables, publication_steps,
 };
-use tokio::sync::{Notify, Semaphore, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
 
@@ -51,12 +50,7 @@ impl Setting {
         let from = replication.create_slot("flagpost", false).await.unwrap().position;
         let (out, items) = mpsc::channel(queue);
         let (durable, durable_receiver) = watch::channel(from);
-        let channels = Channels {
-            out,
-            budget: Arc::new(Semaphore::new(BUDGET)),
-            durable: durable_receiver,
-            probe: Arc::new(Notify::new()),
-        };
+        let channels = Channels::new(out, durable_receiver);
         Setting {
             client,
             info,
@@ -72,17 +66,13 @@ impl Setting {
     }
 
     pub(crate) async fn follow(&self) -> tokio::task::JoinHandle<Result<Option<Feed>>> {
-        self.follow_until(None).await
-    }
-
-    async fn follow_until(&self, until: Option<Lsn>) -> tokio::task::JoinHandle<Result<Option<Feed>>> {
         let origin = Origin::Replication(Follow {
             info: self.info.clone(),
             names: self.names.clone(),
             catalog: self.catalog.clone(),
             system_id: Replication::connect(&self.info).await.unwrap().server().system_id.clone(),
             from: self.from,
-            until,
+            until: None,
         });
         let stop = self.stop.clone();
         let feed = Feed::open(origin, self.channels.clone()).await.unwrap();

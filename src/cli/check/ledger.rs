@@ -11,7 +11,8 @@ use crate::cli::printable::one_line;
 use crate::config::{Config, Mode};
 use crate::error::{Error, Kind, Result};
 use crate::ledger::{Identity, Ledger, Reader};
-use crate::source::{OutboxFacts, Place, reader_name, reader_of};
+use crate::prepare::mode_of;
+use crate::source::{OutboxFacts, Place, reader_name};
 
 const GROUP: Group = Group::Ledger;
 const FILL: &str =
@@ -216,10 +217,9 @@ fn check_place(config: &Config, ledger: &Found, facts: &OutboxFacts, report: &mu
 fn check_identity(config: &Config, ledger: &Found, expected: &Identity, report: &mut Report) -> bool {
     let code = "ledger-identity";
     let found = ledger.identity.as_ref();
-    let is_outbox = found.is_some_and(|identity| reader_of(&identity.slot).is_some());
-    if is_outbox != (config.mode == Mode::Outbox) {
-        let configured = config.mode.name();
-        let mode = if is_outbox { Mode::Outbox } else { Mode::Replication }.name();
+    let mode = found.map_or(Mode::Replication, mode_of);
+    if mode != config.mode {
+        let (mode, configured) = (mode.name(), config.mode.name());
         report.fail(
             GROUP,
             code,
@@ -232,7 +232,10 @@ fn check_identity(config: &Config, ledger: &Found, expected: &Identity, report: 
         return false;
     }
     if found == Some(expected) {
-        let what = if is_outbox { "cluster and database" } else { "cluster, database and slot" };
+        let what = match mode {
+            Mode::Outbox => "cluster and database",
+            Mode::Replication => "cluster, database and slot",
+        };
         report.ok(GROUP, code, format!("the ledger belongs to this {what}"));
         return true;
     }

@@ -3,13 +3,13 @@
 use tokio_postgres::Client;
 
 use super::{Options, run_step, show};
-use crate::baseline;
 use crate::config::Config;
 use crate::error::{Error, Kind, Result};
-use crate::ledger::{Identity, Ledger};
+use crate::ledger::Ledger;
+use crate::prepare::fill_from_slot;
 use crate::source::{
-    Catalog, Exported, Publication, Replication, exported_view, grant_steps, publication_steps, server_facts,
-    slot_step, unusable_identities,
+    Catalog, Publication, Replication, grant_steps, publication_steps, server_facts, slot_step,
+    unusable_identities,
 };
 
 pub(super) async fn setup(
@@ -144,7 +144,7 @@ async fn prepare_slot(
     say!("{};  -- over the replication connection", replication.slot_statement(name, false).await?);
     let exported = replication.create_slot(name, false).await?;
     let Some(ledger) = ledger else { return Ok(()) };
-    if let Err(error) = fill(config, ledger, catalog, replication, &exported).await {
+    if let Err(error) = fill_from_slot(config, replication, &exported, ledger, catalog).await {
         // A slot without a mirror would only hold the server's log back.
         if let Ok(mut replication) = Replication::connect(&config.database).await {
             replication.drop_slot(name).await.ok();
@@ -153,22 +153,4 @@ async fn prepare_slot(
     }
     say!("the mirror is in {}, at {}", config.state_dir.display(), exported.position);
     Ok(())
-}
-
-async fn fill(
-    config: &Config,
-    ledger: Ledger,
-    catalog: &Catalog,
-    replication: Replication,
-    exported: &Exported,
-) -> Result<Ledger> {
-    let identity = Identity {
-        system_id: replication.server().system_id.clone(),
-        database: config.database.database.clone(),
-        slot: config.names.slot.clone(),
-    };
-    let view = exported_view(&config.database, exported).await?;
-    // The snapshot is ours now: the session that exported it may end.
-    drop(replication);
-    baseline::fill(config, ledger, catalog, &identity, view).await
 }

@@ -20,7 +20,6 @@ pub use facts::{
 };
 pub use findings::Finding;
 pub use install::Outbox;
-pub use order::{Assembler, Record};
 pub use place::{Place, Snapshot};
 pub(super) use reader::Reader;
 pub use reader::Reading;

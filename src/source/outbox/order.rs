@@ -21,35 +21,35 @@ const DOUBLES: [&str; 1] = ["percentage_allocation"];
 
 /// A row of the outbox, as `sql/outbox_read.sql` gives it.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Record {
+pub(super) struct Record {
     /// Its sequence number.
-    pub seq: i64,
+    pub(super) seq: i64,
     /// The 64-bit id of its transaction.
-    pub xid: u64,
+    pub(super) xid: u64,
     /// When it was written.
-    pub at: Micros,
+    pub(super) at: Micros,
     /// When its transaction was committed, if the server keeps that.
-    pub committed: Option<Micros>,
+    pub(super) committed: Option<Micros>,
     /// `I`, `U`, `D`, `T`, or `C` for the commit.
-    pub op: String,
+    pub(super) op: String,
     /// The table; none for the commit.
-    pub table: Option<String>,
+    pub(super) table: Option<String>,
     /// The kept columns before the change, as JSON.
-    pub old: Option<String>,
+    pub(super) old: Option<String>,
     /// The kept columns after the change, as JSON.
-    pub new: Option<String>,
+    pub(super) new: Option<String>,
 }
 
 /// Makes transactions of rows that come transaction by transaction, as `sql/outbox_read.sql` gives them. A row is packed as
 /// it comes: a transaction of a million rows is held as compactly as one of the stream.
 #[derive(Default)]
-pub struct Assembler {
+pub(super) struct Assembler {
     open: Option<(Transaction, i64)>,
 }
 
 impl Assembler {
     /// Takes the next row. Gives the transaction before it, with its last sequence number, when the row begins another.
-    pub fn take(&mut self, record: &Record) -> Result<Option<(Transaction, i64)>> {
+    pub(super) fn take(&mut self, record: &Record) -> Result<Option<(Transaction, i64)>> {
         let change = change(record)?;
         let is_same = self.open.as_ref().is_some_and(|(open, _)| open.xid == record.xid);
         let before = if is_same { None } else { self.open.take() };
@@ -73,7 +73,7 @@ impl Assembler {
     }
 
     /// The last transaction.
-    pub fn end(self) -> Option<(Transaction, i64)> {
+    pub(super) fn end(self) -> Option<(Transaction, i64)> {
         self.open
     }
 }

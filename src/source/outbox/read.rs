@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 
 impl Record {
     /// One row of `sql/outbox_read.sql`.
-    pub fn from_row(row: &tokio_postgres::Row) -> Result<Record> {
+    pub(super) fn from_row(row: &tokio_postgres::Row) -> Result<Record> {
         let malformed = |why: &dyn std::fmt::Display| {
             Error::internal(format!(
                 "a row of flagpost.outbox has another shape ({why}): run \"flagpost setup --mode outbox\" to bring it up to date"
