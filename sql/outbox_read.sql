@@ -11,4 +11,7 @@ SELECT seq, xid::text, (extract(epoch FROM at) * 1000000)::bigint,
        CASE WHEN current_setting('track_commit_timestamp') = 'on'
             THEN (extract(epoch FROM pg_xact_commit_timestamp(xid::xid)) * 1000000)::bigint END,
        op::text, table_name, old_row::text, new_row::text
-FROM ended JOIN flagpost.outbox USING (xid) ORDER BY last, seq
+FROM ended JOIN flagpost.outbox USING (xid)
+-- The bounds again, for the index: rows that were taken away stay in the table until it is vacuumed.
+WHERE outbox.xid >= pg_snapshot_xmin($1::text::pg_snapshot) AND outbox.xid < pg_snapshot_xmax($2::text::pg_snapshot)
+ORDER BY last, seq
