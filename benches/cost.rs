@@ -22,7 +22,7 @@ mod support;
 
 use std::path::Path;
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use flagpost::change::Lsn;
 use flagpost::demo::cluster::{Cluster, Options, find_bindir};
@@ -85,6 +85,9 @@ const ROWS: &str = "
                        AND attname NOT IN ('history_id', 'related_object_id', 'history_record_id') LOOP
             EXECUTE format('CREATE INDEX ON %s (%I)', c.relation, c.attname);
         END LOOP; END $$;";
+
+/// Between two confirmations.
+const CONFIRM_EVERY: Duration = Duration::from_millis(500);
 
 /// What is installed.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -172,16 +175,19 @@ impl Scene {
         let feed = Feed::open(origin, channels).await.unwrap();
         tokio::spawn(async move { feed.follow(&stop).await.map(drop).unwrap() });
         tokio::spawn(async move {
-            // As the ledger's writer does: many at once.
+            // Confirmed as often as the daemon does while its coverage watch looks.
+            let mut confirmed_at = Instant::now();
             let mut all = Vec::new();
             while items.recv_many(&mut all, QUEUE).await > 0 {
                 let position = |delivery: &Delivery| match &delivery.item {
                     Item::Transaction(transaction, _) => transaction.end_lsn,
                     Item::Alive { position, .. } => *position,
                 };
-                durable.send_replace(all.iter().map(position).max().unwrap());
+                if confirmed_at.elapsed() >= CONFIRM_EVERY {
+                    durable.send_replace(all.iter().map(position).max().unwrap());
+                    confirmed_at = Instant::now();
+                }
                 all.clear();
-                tokio::time::sleep(Duration::from_millis(20)).await;
             }
         });
     }
