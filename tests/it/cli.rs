@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
-use flagpost::demo::cluster::{Cluster, find_bindir};
+use flagpost::demo::cluster::{Cluster, Options, find_bindir};
 use flagpost::demo::receiver::{Answer, Receiver};
 use serde_json::Value as Json;
 use tokio_postgres::Client;
@@ -13,7 +13,7 @@ use tokio_postgres::Client;
 use crate::support::flagsmith::{self, Schema};
 use crate::support::process::{Daemon, Installation, LONG};
 use crate::support::replay::{Pace, Replay, cases};
-use crate::support::{cluster_options, golden, has_column_lists};
+use crate::support::{Source, cluster_options, golden, has_column_lists};
 
 const CATALOGUE: &str = include_str!("support/catalogue.sql");
 
@@ -27,6 +27,18 @@ pub(crate) async fn flagsmith(cluster: &Cluster, receiver: SocketAddr) -> Client
         replay.case(&case).await;
     }
     client
+}
+
+/// A Flagsmith on a server of this kind, its endpoints' receiver, and an installation that reads this source and may reach it;
+/// nothing is set up yet.
+pub(crate) async fn site(source: Source, options: Options) -> (Cluster, Client, Receiver, Installation) {
+    let cluster = Cluster::start(options).await.unwrap();
+    let receiver = Receiver::start(0).unwrap();
+    let client = flagsmith(&cluster, receiver.addr()).await;
+    let installation = source
+        .installation(&cluster.url("postgres", "flagsmith"))
+        .with("FLAGPOST_NETWORK_ALLOW", "127.0.0.0/8");
+    (cluster, client, receiver, installation)
 }
 
 /// Runs a PostgreSQL client program on the database `flagsmith`, with `input` on its standard input.

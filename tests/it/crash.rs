@@ -10,7 +10,7 @@ use serde_json::Value as Json;
 use sha2::{Digest, Sha256};
 use tokio_postgres::Client;
 
-use crate::cli::flagsmith;
+use crate::cli::site;
 use crate::support::process::{Daemon, Installation};
 use crate::support::{Source, on_both_sources};
 
@@ -44,9 +44,7 @@ impl Scene {
 
     /// On a server of this kind.
     pub(crate) async fn on(source: Source, options: Options, settle: &str) -> Scene {
-        let cluster = Cluster::start(options).await.unwrap();
-        let receiver = Receiver::start(0).unwrap();
-        let client = flagsmith(&cluster, receiver.addr()).await;
+        let (cluster, client, receiver, installation) = site(source, options).await;
         // Five flags in one environment: they differ in nothing but their ids.
         client
             .batch_execute(
@@ -63,10 +61,7 @@ impl Scene {
             )
             .await
             .unwrap();
-        let installation = source
-            .installation(&cluster.url("postgres", "flagsmith"))
-            .with("FLAGPOST_NETWORK_ALLOW", "127.0.0.0/8")
-            .with("FLAGPOST_SOURCE_SETTLE", settle);
+        let installation = installation.with("FLAGPOST_SOURCE_SETTLE", settle);
         installation.run(&["setup"]).await.success();
         Scene { cluster, client, receiver, installation, states: (101..=105).collect() }
     }

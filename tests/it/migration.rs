@@ -4,13 +4,11 @@
 use std::time::Duration;
 
 use flagpost::change::Lsn;
-use flagpost::demo::cluster::Cluster;
-use flagpost::demo::receiver::Receiver;
 use tokio_postgres::Client;
 
-use crate::cli::flagsmith;
-use crate::support::process::{Daemon, Installation, LONG};
-use crate::support::{cluster_options, has_column_lists};
+use crate::cli::site;
+use crate::support::process::{Daemon, LONG};
+use crate::support::{Source, cluster_options, has_column_lists};
 
 async fn lsn(client: &Client, sql: &str) -> Lsn {
     client.query_one(sql, &[]).await.unwrap().get::<_, &str>(0).parse().unwrap()
@@ -20,11 +18,7 @@ const CONFIRMED: &str = "SELECT confirmed_flush_lsn::text FROM pg_replication_sl
 
 #[tokio::test]
 async fn a_table_that_leaves_the_publication_stops_the_daemon_with_nothing_confirmed_until_a_new_snapshot() {
-    let cluster = Cluster::start(cluster_options()).await.unwrap();
-    let receiver = Receiver::start(0).unwrap();
-    let client = flagsmith(&cluster, receiver.addr()).await;
-    let installation = Installation::new(&cluster.url("postgres", "flagsmith"))
-        .with("FLAGPOST_NETWORK_ALLOW", "127.0.0.0/8");
+    let (_cluster, client, receiver, installation) = site(Source::Replication, cluster_options()).await;
     installation.run(&["setup"]).await.success();
     let daemon = Daemon::start(&installation).await;
     // An optional column of one table, and changes of that table and of others after it.
@@ -69,11 +63,7 @@ async fn a_table_that_leaves_the_publication_stops_the_daemon_with_nothing_confi
 
 #[tokio::test]
 async fn a_column_that_nobody_reads_may_come_and_go() {
-    let cluster = Cluster::start(cluster_options()).await.unwrap();
-    let receiver = Receiver::start(0).unwrap();
-    let client = flagsmith(&cluster, receiver.addr()).await;
-    let installation = Installation::new(&cluster.url("postgres", "flagsmith"))
-        .with("FLAGPOST_NETWORK_ALLOW", "127.0.0.0/8");
+    let (_cluster, client, receiver, installation) = site(Source::Replication, cluster_options()).await;
     installation.run(&["setup"]).await.success();
     let daemon = Daemon::start(&installation).await;
     for sql in [
@@ -90,11 +80,7 @@ async fn a_column_that_nobody_reads_may_come_and_go() {
 
 #[tokio::test]
 async fn a_publication_that_is_dropped_is_not_made_again_as_if_nothing_had_been_missed() {
-    let cluster = Cluster::start(cluster_options()).await.unwrap();
-    let receiver = Receiver::start(0).unwrap();
-    let client = flagsmith(&cluster, receiver.addr()).await;
-    let installation = Installation::new(&cluster.url("postgres", "flagsmith"))
-        .with("FLAGPOST_NETWORK_ALLOW", "127.0.0.0/8");
+    let (_cluster, client, receiver, installation) = site(Source::Replication, cluster_options()).await;
     installation.run(&["setup"]).await.success();
     let daemon = Daemon::start(&installation).await;
     client.batch_execute("DROP PUBLICATION flagpost").await.unwrap();

@@ -7,7 +7,7 @@ use flagpost::demo::cluster::{Cluster, StopMode};
 use flagpost::demo::receiver::{Received, Receiver};
 use tokio_postgres::{Client, NoTls};
 
-use crate::cli::{count, dump, flagsmith};
+use crate::cli::{count, dump, site};
 use crate::support::pooler::Pooler;
 use crate::support::process::{Daemon, Installation};
 use crate::support::{Source, on_both_sources};
@@ -32,13 +32,8 @@ struct Scene {
 impl Scene {
     /// Three flags with states and values 1001 to 1003, every commit is an event.
     async fn new(source: Source) -> Scene {
-        let cluster = Cluster::start(source.options()).await.unwrap();
-        let receiver = Receiver::start(0).unwrap();
-        let client = flagsmith(&cluster, receiver.addr()).await;
-        let installation = source
-            .installation(&cluster.url("postgres", "flagsmith"))
-            .with("FLAGPOST_NETWORK_ALLOW", "127.0.0.0/8")
-            .with("FLAGPOST_SOURCE_SETTLE", "0");
+        let (cluster, client, receiver, installation) = site(source, source.options()).await;
+        let installation = installation.with("FLAGPOST_SOURCE_SETTLE", "0");
         let scene = Scene { cluster, client, receiver, installation };
         scene.flags(3).await;
         scene.installation.run(&["setup"]).await.success();

@@ -6,7 +6,7 @@ use flagpost::demo::receiver::Receiver;
 use serde_json::Value as Json;
 use tokio_postgres::Client;
 
-use crate::cli::{assert_check, checks, flagsmith, program, toggle};
+use crate::cli::{assert_check, checks, program, site, toggle};
 use crate::support::pooler::Pooler;
 use crate::support::process::{Daemon, Installation, LONG};
 use crate::support::{Source, cluster_options};
@@ -43,12 +43,7 @@ struct Scene {
 impl Scene {
     /// A Flagsmith on this server, and an installation that reads the outbox and is not set up.
     async fn new(options: Options) -> Scene {
-        let cluster = Cluster::start(options).await.unwrap();
-        let receiver = Receiver::start(0).unwrap();
-        let client = flagsmith(&cluster, receiver.addr()).await;
-        let installation = Source::Outbox
-            .installation(&cluster.url("postgres", "flagsmith"))
-            .with("FLAGPOST_NETWORK_ALLOW", "127.0.0.0/8");
+        let (cluster, client, receiver, installation) = site(Source::Outbox, options).await;
         Scene { cluster, client, receiver, installation }
     }
 

@@ -9,7 +9,7 @@ use jiff::{SignedDuration, Timestamp};
 use serde_json::Value as Json;
 use tokio_postgres::Client;
 
-use crate::cli::flagsmith;
+use crate::cli::site;
 use crate::support::process::{Daemon, Installation};
 use crate::support::{Source, on_both_sources};
 
@@ -27,9 +27,7 @@ struct Scene {
 impl Scene {
     /// Four flags in Development, each with a change request that nobody has committed.
     async fn new(source: Source) -> Scene {
-        let cluster = Cluster::start(source.options()).await.unwrap();
-        let receiver = Receiver::start(0).unwrap();
-        let client = flagsmith(&cluster, receiver.addr()).await;
+        let (cluster, client, receiver, installation) = site(source, source.options()).await;
         client
             .batch_execute(
                 "INSERT INTO features_feature SELECT (jsonb_populate_record(f, jsonb_build_object(
@@ -46,9 +44,6 @@ impl Scene {
             )
             .await
             .unwrap();
-        let installation = source
-            .installation(&cluster.url("postgres", "flagsmith"))
-            .with("FLAGPOST_NETWORK_ALLOW", "127.0.0.0/8");
         installation.run(&["setup"]).await.success();
         Scene { client, receiver, installation, _cluster: cluster }
     }
