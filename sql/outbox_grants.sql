@@ -3,3 +3,4 @@ GRANT USAGE ON SCHEMA flagpost TO {role};
 GRANT SELECT, DELETE, TRUNCATE ON flagpost.outbox TO {role};
 GRANT SELECT, DELETE ON flagpost.failure TO {role};
 GRANT SELECT, UPDATE ON flagpost.reader, flagpost.failures TO {role};
+GRANT SELECT ON flagpost.outbox_seq_seq TO {role};

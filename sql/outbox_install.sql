@@ -55,7 +55,7 @@ CREATE TABLE IF NOT EXISTS flagpost.failure (
 CREATE TABLE IF NOT EXISTS flagpost.reader (
     is_only  boolean PRIMARY KEY DEFAULT true CHECK (is_only),
     ledger   text,
-    consumed pg_snapshot
+    consumed bigint  -- the highest sequence number
 );
 INSERT INTO flagpost.reader DEFAULT VALUES ON CONFLICT DO NOTHING;
 

@@ -20,9 +20,8 @@ use crate::error::{Error, Kind, Result};
 use crate::ledger::Ledger;
 use crate::prepare::{Until, identity_of, ledger_mode};
 use crate::source::{
-    Catalog, Place, Publication, Replication, Snapshot, claim_outbox, connect, current_snapshot,
-    exported_view, forget_failures, has_outbox, outbox_reader, publication_steps, reader_name, reader_of,
-    server_facts,
+    Catalog, Place, Publication, Replication, claim_outbox, connect, current_place, exported_view,
+    forget_failures, has_outbox, outbox_reader, publication_steps, reader_name, reader_of, server_facts,
 };
 
 /// The name of the slot that lives only while the moment is chosen.
@@ -97,8 +96,7 @@ async fn to_outbox(config: &Config, options: &Options, client: &Client, catalog:
     let mut ledger = Ledger::open(&config.state_dir)?;
     require_reached(ledger.checkpoint()?.unwrap_or_default(), moment.position)?;
     let identity = identity_of(config, client, reader_name(&ledger_name)).await?;
-    let cursor = Place::behind(moment.snapshot).to_string();
-    ledger.change_source(&identity, moment.position, Some(&cursor))
+    ledger.change_source(&identity, moment.position, Some(&moment.place.to_string()))
 }
 
 async fn to_replication(config: &Config, client: &Client, catalog: &Catalog) -> Result<()> {
@@ -119,7 +117,7 @@ async fn to_replication(config: &Config, client: &Client, catalog: &Catalog) -> 
     let moment = choose_moment(config, &mut replication, name, false).await?;
     drop(replication);
     say!("the change takes place at {}", moment.position);
-    catch_up(&as_mode(config, Mode::Outbox), Until::Snapshot(moment.snapshot)).await?;
+    catch_up(&as_mode(config, Mode::Outbox), Until::Snapshot(moment.place.batch)).await?;
     let mut ledger = Ledger::open(&config.state_dir)?;
     let identity = identity_of(config, client, name.clone()).await?;
     ledger.change_source(&identity, moment.position, None)
@@ -153,8 +151,8 @@ async fn remove_left(config: &Config, client: &Client) -> Result<()> {
 struct Moment {
     /// Every transaction that was committed before has its end before this.
     position: Lsn,
-    /// Those transactions.
-    snapshot: Snapshot,
+    /// Behind those transactions in the outbox.
+    place: Place,
 }
 
 async fn choose_moment(
@@ -166,8 +164,8 @@ async fn choose_moment(
     info!(slot, "making a replication slot: this waits for transactions that are open now");
     let exported = replication.create_slot(slot, is_temporary).await?;
     let view = exported_view(&config.database, &exported).await?;
-    let snapshot = current_snapshot(&view.client, &config.database).await?;
-    Ok(Moment { position: exported.position, snapshot })
+    let place = current_place(&view.client, &config.database).await?;
+    Ok(Moment { position: exported.position, place })
 }
 
 fn temporary(config: &Config) -> String {

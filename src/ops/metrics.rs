@@ -186,8 +186,8 @@ mod tests {
             cap: None,
             failures: 1,
             reader: None,
-            consumed: None,
-            next: 7,
+            consumed: 0,
+            given: 7,
         };
         let source = Some(SourceFacts::Outbox(Some(facts)));
         let text = render(&Facts { source, ..Facts::default() }).unwrap();

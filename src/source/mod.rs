@@ -35,9 +35,9 @@ pub use observe::{
     slot_facts, system_id, unreadable_tables, unusable_identities,
 };
 pub use outbox::{
-    Access, Finding, Outbox, OutboxFacts, Place, Reading, SetupFacts, Snapshot, claim_outbox,
-    current_snapshot, forget_failures, has_outbox, outbox_access, outbox_facts, outbox_failures,
-    outbox_reader, outbox_setup_facts, outbox_tables, outbox_view, reader_name, reader_of, subscribed_tables,
+    Access, Finding, Outbox, OutboxFacts, Place, Reading, SetupFacts, Snapshot, claim_outbox, current_place,
+    forget_failures, has_outbox, outbox_access, outbox_facts, outbox_failures, outbox_reader,
+    outbox_setup_facts, outbox_tables, outbox_view, reader_name, reader_of, subscribed_tables,
 };
 pub use pooler::has_transaction_pooler;
 pub use publication::{

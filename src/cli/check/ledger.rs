@@ -187,8 +187,8 @@ fn later(config: &Config) -> (Option<Lsn>, Option<String>) {
 
 /// The same that the daemon's reader asks when it connects.
 fn check_place(config: &Config, ledger: &Found, facts: &OutboxFacts, report: &mut Report) {
-    let xmax = |cursor: Option<&str>| Some(cursor?.parse::<Place>().ok()?.batch.xmax());
-    let Some(known) = xmax(ledger.cursor.as_deref()) else {
+    let highest = |cursor: Option<&str>| Some(cursor?.parse::<Place>().ok()?.highest());
+    let Some(known) = highest(ledger.cursor.as_deref()) else {
         return report.fail(
             GROUP,
             "ledger-position",
@@ -197,13 +197,13 @@ fn check_place(config: &Config, ledger: &Found, facts: &OutboxFacts, report: &mu
             RESNAPSHOT,
         );
     };
-    let later = xmax(later(config).1.as_deref()).unwrap_or(known);
-    let lost = if facts.next < known {
+    let later = highest(later(config).1.as_deref()).unwrap_or(known);
+    let lost = if facts.given < known {
         format!(
-            "the database is at transaction {}, behind the ledger ({known}): it was restored from an older state",
-            facts.next
+            "the outbox is at {}, behind the ledger ({known}): the database was restored from an older state",
+            facts.given
         )
-    } else if facts.consumed.is_some_and(|consumed| consumed > later) {
+    } else if facts.consumed > later {
         "the outbox was read further than this ledger has (by a copy of it, or before it was set back): what lies between cannot \
          be told any more"
             .to_owned()

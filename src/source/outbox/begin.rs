@@ -4,7 +4,7 @@ use tokio_postgres::types::Type;
 use tokio_postgres::{Client, SimpleQueryMessage};
 use tracing::info;
 
-use super::place::{Place, Snapshot};
+use super::place::Place;
 use super::session::not_there;
 use crate::change::Lsn;
 use crate::error::{Error, Kind, Result};
@@ -96,16 +96,16 @@ pub async fn outbox_view(info: &ConnInfo) -> Result<View> {
     let failed = |e: tokio_postgres::Error| sql_error(info, "taking a snapshot", &e);
     let begin = format!("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; {}", pinned("SET LOCAL"));
     client.batch_execute(&begin).await.map_err(failed)?;
-    let snapshot = current_snapshot(&client, info).await?;
-    Ok(View { client, position, cursor: Some(Place::behind(snapshot).to_string()) })
+    let cursor = Some(current_place(&client, info).await?.to_string());
+    Ok(View { client, position, cursor })
 }
 
-/// The snapshot of the client's transaction.
-pub async fn current_snapshot(client: &Client, info: &ConnInfo) -> Result<Snapshot> {
-    let failed = |e: tokio_postgres::Error| sql_error(info, "taking a snapshot", &e);
-    let row = client.query_typed_one("SELECT pg_current_snapshot()::text", &[]).await.map_err(failed)?;
-    let text: String = row.get(0);
-    text.parse().map_err(Error::internal)
+/// The place behind everything that the client's transaction sees.
+pub async fn current_place(client: &Client, info: &ConnInfo) -> Result<Place> {
+    let sql = "SELECT pg_current_snapshot()::text, coalesce(max(seq), 0) FROM flagpost.outbox";
+    let row = client.query_typed_one(sql, &[]).await.map_err(|e| not_there(info, "taking a snapshot", &e))?;
+    let snapshot: String = row.get(0);
+    Ok(Place::behind(snapshot.parse().map_err(Error::internal)?, row.get(1)))
 }
 
 /// Where the server's log is, so that positions go on if the installation changes to replication. Not every managed server

@@ -25,10 +25,10 @@ pub struct OutboxFacts {
     pub failures: i64,
     /// The ledger that it belongs to.
     pub reader: Option<String>,
-    /// The first transaction that what has been taken away does not cover.
-    pub consumed: Option<u64>,
-    /// The first transaction that has not begun.
-    pub next: u64,
+    /// The highest sequence number that has been taken away.
+    pub consumed: i64,
+    /// The highest that has been given.
+    pub given: i64,
 }
 
 impl OutboxFacts {
@@ -52,7 +52,7 @@ pub async fn outbox_facts(client: &Client, info: &ConnInfo) -> Result<OutboxFact
                     (SELECT substring(prosrc FROM $$pg_table_size\\('flagpost.outbox'\\) >= (\\d+)$$)::bigint
                      FROM pg_catalog.pg_proc WHERE oid = to_regprocedure('flagpost.capture()')),
                     coalesce(pg_catalog.pg_sequence_last_value('flagpost.failures'), 0),
-                    r.ledger, pg_snapshot_xmax(r.consumed)::text, pg_snapshot_xmax(pg_current_snapshot())::text
+                    r.ledger, coalesce(r.consumed, 0), coalesce(pg_catalog.pg_sequence_last_value('flagpost.outbox_seq_seq'), 0)
              FROM (SELECT count(*) AS changes,
                           greatest(extract(epoch FROM clock_timestamp() - min(at)), 0)::float8 AS oldest
                    FROM flagpost.outbox WHERE op <> 'C') w
@@ -61,7 +61,6 @@ pub async fn outbox_facts(client: &Client, info: &ConnInfo) -> Result<OutboxFact
         )
         .await
         .map_err(|e| not_there(info, "looking at the outbox", &e))?;
-    let number = |column: usize| row.get::<_, Option<String>>(column).and_then(|text| text.parse().ok());
     let changes: i64 = row.get(0);
     Ok(OutboxFacts {
         changes,
@@ -71,8 +70,8 @@ pub async fn outbox_facts(client: &Client, info: &ConnInfo) -> Result<OutboxFact
         cap: row.get(3),
         failures: row.get(4),
         reader: row.get(5),
-        consumed: number(6),
-        next: number(7).unwrap_or_default(),
+        consumed: row.get(6),
+        given: row.get(7),
     })
 }
 
@@ -110,7 +109,8 @@ pub async fn outbox_access(client: &Client, info: &ConnInfo) -> Result<Access> {
         .query_typed(
             "WITH needed (name, privileges) AS (
                  VALUES ('outbox', ARRAY['SELECT', 'DELETE', 'TRUNCATE']), ('failure', ARRAY['SELECT', 'DELETE']),
-                        ('reader', ARRAY['SELECT', 'UPDATE']), ('failures', ARRAY['SELECT', 'UPDATE'])
+                        ('reader', ARRAY['SELECT', 'UPDATE']), ('failures', ARRAY['SELECT', 'UPDATE']),
+                        ('outbox_seq_seq', ARRAY['SELECT'])
              )
              SELECT 'USAGE on schema flagpost', true FROM pg_catalog.pg_namespace
              WHERE nspname = 'flagpost' AND NOT pg_catalog.has_schema_privilege(oid, 'USAGE')
@@ -212,8 +212,8 @@ mod tests {
             cap: Some(100),
             failures: 0,
             reader: None,
-            consumed: None,
-            next: 7,
+            consumed: 0,
+            given: 7,
         };
         assert!(facts.is_full(1 << 30));
         let untold = OutboxFacts { cap: None, ..facts };

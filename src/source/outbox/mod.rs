@@ -13,7 +13,7 @@ mod read;
 mod reader;
 mod session;
 
-pub use begin::{claim_outbox, current_snapshot, forget_failures, has_outbox, outbox_reader, outbox_view};
+pub use begin::{claim_outbox, current_place, forget_failures, has_outbox, outbox_reader, outbox_view};
 pub use facts::{
     Access, OutboxFacts, SetupFacts, outbox_access, outbox_facts, outbox_failures, outbox_setup_facts,
     outbox_tables, subscribed_tables,

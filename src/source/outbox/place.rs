@@ -9,6 +9,11 @@
 //! saw the first, or both are in one batch and the second has the larger last number. (Transaction ids are given at the first
 //! write, so they do not tell.)
 //!
+//! **A crash of the server.** It may give transaction ids once more whose first owners left nothing on its disk: they were rolled
+//! back, or we took rows away without waiting. A snapshot from before the crash sees those too, and by it alone their new owners
+//! would never be read. But sequence numbers of rows that were read are never given again, since those rows were committed. So
+//! what has been read is what the snapshot sees **up to the highest sequence number that was read**.
+//!
 //! Source: PostgreSQL manual, "Transaction ID and Snapshot Information Functions" (`pg_current_snapshot`).
 
 use std::fmt;
@@ -24,9 +29,9 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
-    /// The first transaction id that had not been given when it was taken.
-    pub fn xmax(&self) -> u64 {
-        self.xmax
+    /// The oldest transaction that was open when it was taken: it sees everything below.
+    pub fn xmin(&self) -> u64 {
+        self.xmin
     }
 
     /// Whether transactions were open, of which some may be committing.
@@ -60,24 +65,31 @@ impl FromStr for Snapshot {
 /// A place within a batch. Its text form is the ledger's cursor.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Place {
-    /// Everything that this snapshot sees has been read.
+    /// Everything that this snapshot sees has been read, up to sequence number `read_to`.
     pub before: Snapshot,
+    /// The highest sequence number that had been read before the batch.
+    pub read_to: i64,
     /// The batch: what this snapshot sees beside that.
     pub batch: Snapshot,
-    /// Of the batch, transactions up to this last sequence number have been read.
+    /// Of the batch, transactions up to this last sequence number have been read; 0 where it has not begun.
     pub seq: i64,
 }
 
 impl Place {
-    /// Right behind what a snapshot sees.
-    pub fn behind(snapshot: Snapshot) -> Place {
-        Place { before: snapshot.clone(), batch: snapshot, seq: 0 }
+    /// Right behind what a snapshot sees, of which `read_to` is the highest sequence number.
+    pub fn behind(snapshot: Snapshot, read_to: i64) -> Place {
+        Place { before: snapshot.clone(), read_to, batch: snapshot, seq: 0 }
+    }
+
+    /// The highest sequence number that has been read.
+    pub fn highest(&self) -> i64 {
+        self.read_to.max(self.seq)
     }
 }
 
 impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {} {}", self.before.text, self.batch.text, self.seq)
+        write!(f, "{} {} {} {}", self.before.text, self.read_to, self.batch.text, self.seq)
     }
 }
 
@@ -86,9 +98,12 @@ impl FromStr for Place {
 
     fn from_str(text: &str) -> Result<Place, String> {
         let parts: Vec<&str> = text.split(' ').collect();
-        let [before, batch, seq] = parts.as_slice() else { return Err(format!("{text:?} is no place")) };
-        let seq = seq.parse().map_err(|_| format!("{seq:?} is no sequence number"))?;
-        Ok(Place { before: before.parse()?, batch: batch.parse()?, seq })
+        let [before, read_to, batch, seq] = parts.as_slice() else {
+            return Err(format!("{text:?} is no place"));
+        };
+        let number = |text: &str| text.parse().map_err(|_| format!("{text:?} is no sequence number"));
+        let (read_to, seq) = (number(read_to)?, number(seq)?);
+        Ok(Place { before: before.parse()?, read_to, batch: batch.parse()?, seq })
     }
 }
 
@@ -99,11 +114,11 @@ mod tests {
 
     #[test]
     fn a_place_comes_back_from_its_text() {
-        let place =
-            Place { before: "10:12:".parse().unwrap(), batch: "11:20:11,13".parse().unwrap(), seq: 7 };
-        assert_eq!(place.to_string(), "10:12: 11:20:11,13 7");
+        let (before, batch) = ("10:12:".parse().unwrap(), "11:20:11,13".parse().unwrap());
+        let place = Place { before, read_to: 5, batch, seq: 7 };
+        assert_eq!((place.to_string().as_str(), place.highest()), ("10:12: 5 11:20:11,13 7", 7));
         assert_eq!(place.to_string().parse::<Place>().unwrap(), place);
-        assert_eq!((place.batch.xmax(), place.batch.has_open()), (20, true));
+        assert_eq!((place.batch.xmin(), place.batch.has_open()), (11, true));
         assert!(!"12:12:".parse::<Snapshot>().unwrap().has_open());
     }
 

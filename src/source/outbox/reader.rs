@@ -58,15 +58,34 @@ pub struct Reader {
     reading: Reading,
     session: Session,
     channels: Channels,
-    /// Everything that this sees has been handed on, but for the batch that is open.
+    /// Everything that this sees has been handed on up to `read_to`, but for the batch that is open.
     done: Snapshot,
+    /// The highest sequence number that has been handed on, but for the batch that is open.
+    read_to: i64,
     /// A batch that has begun.
     open: Option<Place>,
     position: Lsn,
     /// The server's clock at the last look.
     time: Micros,
-    /// Batches that have been handed on, each with the position behind it.
-    handed_on: VecDeque<(Lsn, Snapshot)>,
+    /// Batches that have been handed on and not taken away.
+    handed_on: VecDeque<HandedOn>,
+    /// The server's last checkpoint, as of the last look. Where it is another, the server may have crashed meanwhile (behind a
+    /// pooler the connection does not tell), and transaction ids may have come again: then nothing is left out by them.
+    checkpoint: Option<String>,
+    /// Reads from this transaction on.
+    floor: u64,
+}
+
+/// A batch that has been handed on.
+struct HandedOn {
+    /// The position behind it.
+    position: Lsn,
+    /// What it was read by, with all before it.
+    seen: Snapshot,
+    /// Up to this sequence number.
+    read_to: i64,
+    /// Transactions below this have been taken away before.
+    floor: u64,
 }
 
 impl Reader {
@@ -74,12 +93,23 @@ impl Reader {
     pub async fn open(reading: Reading, channels: Channels) -> Result<Reader> {
         let session = connect(&reading).await?;
         let Reading { place, from, .. } = &reading;
-        let (done, position) = (place.before.clone(), *from);
+        let (done, read_to, position) = (place.before.clone(), place.read_to, *from);
         // What was durable before and not taken away is taken away now.
-        let handed_on = VecDeque::from([(position, done.clone())]);
-        let open = (place.before != place.batch).then(|| place.clone());
-        let time = Micros::default();
-        let reader = Reader { done, open, position, time, handed_on, session, channels, reading };
+        let handed_on = VecDeque::from([HandedOn { position, seen: done.clone(), read_to, floor: 0 }]);
+        let open = (place.seq > 0).then(|| place.clone());
+        let mut reader = Reader {
+            done,
+            read_to,
+            open,
+            position,
+            time: Micros::default(),
+            handed_on,
+            checkpoint: None,
+            floor: 0,
+            session,
+            channels,
+            reading,
+        };
         let look = reader.look().await?;
         reader.require_continuity(&look)?;
         Ok(reader)
@@ -88,6 +118,10 @@ impl Reader {
     /// Connects again after the connection has broken.
     pub async fn reopen(&mut self) -> Result<()> {
         self.session = connect(&self.reading).await?;
+        self.checkpoint = None;
+        // What was taken away may be there again, for that is not waited for.
+        let (position, seen, read_to) = (self.position, self.done.clone(), self.read_to);
+        self.handed_on.push_back(HandedOn { position, seen, read_to, floor: 0 });
         let look = self.look().await?;
         self.require_continuity(&look)
     }
@@ -141,8 +175,15 @@ impl Reader {
     }
 
     /// Looks, and makes sure that nothing has been missed and that nobody else takes rows away.
-    async fn look(&self) -> Result<Look> {
-        let look = self.session.look(&self.done).await?;
+    ///
+    /// Nothing is left out by transaction ids until what is there since another checkpoint has been taken.
+    async fn look(&mut self) -> Result<Look> {
+        self.floor = self.done.xmin();
+        let mut look = self.session.look(&self.done, self.read_to, self.floor).await?;
+        if self.checkpoint.as_ref() != Some(&look.checkpoint) {
+            self.floor = 0;
+            look = self.session.look(&self.done, self.read_to, self.floor).await?;
+        }
         if look.failures > 0 {
             return Err(Error::new(
                 Kind::SlotLost,
@@ -166,18 +207,18 @@ impl Reader {
 
     /// `Err` if the database was set back, or if rows were taken away that this ledger has not read.
     fn require_continuity(&self, look: &Look) -> Result<()> {
-        let known = self.open.as_ref().map_or(self.done.xmax(), |place| place.batch.xmax());
-        if look.snapshot.xmax() < known {
+        let known = self.open.as_ref().map_or(self.read_to, Place::highest);
+        if look.given < known {
             return Err(Error::new(
                 Kind::SlotLost,
                 format!(
-                    "the database is at transaction {} and the ledger at {known}: it was restored from an older state; begin \
-                     anew with \"flagpost setup --resnapshot\"",
-                    look.snapshot.xmax()
+                    "the outbox is at {} and the ledger at {known}: the database was restored from an older state; begin anew \
+                     with \"flagpost setup --resnapshot\"",
+                    look.given
                 ),
             ));
         }
-        if look.consumed.is_some_and(|consumed| consumed > known) {
+        if look.consumed > known {
             return Err(Error::new(
                 Kind::SlotLost,
                 "somebody else has read the outbox further than this ledger (a copy of it, or a newer state): what was taken \
@@ -194,15 +235,18 @@ impl Reader {
             return Ok(false);
         }
         self.time = look.time;
+        let checkpoint = look.checkpoint;
         let goal = self.reading.until.clone().unwrap_or(look.snapshot);
-        if look.waits && goal != self.done {
-            self.open = Some(Place { before: self.done.clone(), batch: goal, seq: 0 });
+        if look.waits {
+            let (before, read_to) = (self.done.clone(), self.read_to);
+            self.open = Some(Place { before, read_to, batch: goal, seq: 0 });
             if !self.finish_batch(stop).await? {
                 return Ok(false);
             }
         } else {
             self.done = goal;
         }
+        self.checkpoint = Some(checkpoint);
         if self.reading.until.is_some() {
             return Ok(false);
         }
@@ -213,15 +257,21 @@ impl Reader {
     async fn finish_batch(&mut self, stop: &CancellationToken) -> Result<bool> {
         let Some(place) = self.open.clone() else { return Ok(true) };
         let before = self.position;
+        let floor = self.floor;
         // The server sorts a long backlog before its first row comes.
-        let Some(rows) = stop.run_until_cancelled(self.session.rows(&place)).await else { return Ok(false) };
+        let Some(rows) = stop.run_until_cancelled(self.session.rows(&place, floor)).await else {
+            return Ok(false);
+        };
         let rows = rows?;
         futures_util::pin_mut!(rows);
         let mut assembler = Assembler::default();
+        let mut highest = place.highest();
         loop {
             let Some(row) = stop.run_until_cancelled(rows.try_next()).await else { return Ok(false) };
             let Some(row) = row.map_err(|e| self.session.failed(&e))? else { break };
-            if let Some(complete) = assembler.take(&Record::from_row(&row)?)?
+            let record = Record::from_row(&row)?;
+            highest = highest.max(record.seq);
+            if let Some(complete) = assembler.take(&record)?
                 && !self.transaction(complete, stop).await?
             {
                 return Ok(false);
@@ -233,10 +283,12 @@ impl Reader {
             return Ok(false);
         }
         self.done = place.batch;
+        self.read_to = highest;
         self.open = None;
         // What nothing came of is not in the ledger's cursor: it is taken away with the next that something comes of.
         if self.position > before || place.seq > 0 {
-            self.handed_on.push_back((self.position, self.done.clone()));
+            let (position, seen, read_to) = (self.position, self.done.clone(), self.read_to);
+            self.handed_on.push_back(HandedOn { position, seen, read_to, floor });
         }
         Ok(true)
     }
@@ -278,11 +330,12 @@ impl Reader {
 
     async fn take_away(&mut self) -> Result<()> {
         let durable = *self.channels.durable.borrow();
-        let count = self.handed_on.iter().take_while(|(position, _)| *position <= durable).count();
-        let Some((_, consumed)) = count.checked_sub(1).and_then(|last| self.handed_on.get(last)) else {
+        let count = self.handed_on.iter().take_while(|batch| batch.position <= durable).count();
+        let durable = self.handed_on.range(..count);
+        let Some((last, floor)) = durable.clone().last().zip(durable.map(|batch| batch.floor).min()) else {
             return Ok(());
         };
-        self.session.take_away(&self.reading.ledger, consumed).await?;
+        self.session.take_away(&self.reading.ledger, &last.seen, last.read_to, floor).await?;
         self.handed_on.drain(..count);
         Ok(())
     }

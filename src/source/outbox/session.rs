@@ -41,8 +41,12 @@ pub(super) struct Look {
     pub(super) failures: i64,
     /// The ledger that it belongs to; empty when to none.
     pub(super) ledger: String,
-    /// [`Snapshot::xmax`] of what has been taken away.
-    pub(super) consumed: Option<u64>,
+    /// The highest sequence number that has been taken away.
+    pub(super) consumed: i64,
+    /// The highest that has been given.
+    pub(super) given: i64,
+    /// The server's last checkpoint: another after a crash.
+    pub(super) checkpoint: String,
 }
 
 impl Session {
@@ -65,10 +69,12 @@ impl Session {
         system_id(&self.client, &self.info).await
     }
 
-    /// Looks at what is there that the snapshot `since` did not see. A server that does not answer is gone.
-    pub(super) async fn look(&self, since: &Snapshot) -> Result<Look> {
-        let asked = since.as_str();
-        let parameters: [(&(dyn ToSql + Sync), Type); 1] = [(&asked, Type::TEXT)];
+    /// Looks at what is there that the snapshot `done` did not see or that is above `read_to`, from transaction `floor` on. A
+    /// server that does not answer is gone.
+    pub(super) async fn look(&self, done: &Snapshot, read_to: i64, floor: u64) -> Result<Look> {
+        let (done, floor) = (done.as_str(), floor.to_string());
+        let parameters: [(&(dyn ToSql + Sync), Type); 3] =
+            [(&done, Type::TEXT), (&read_to, Type::INT8), (&floor, Type::TEXT)];
         let answer = self.client.query_typed_opt(LOOK, &parameters);
         let answer = tokio::time::timeout(SILENCE, answer).await.map_err(|_| {
             Error::new(
@@ -80,22 +86,28 @@ impl Session {
             .map_err(|e| not_there(&self.info, "looking at the outbox", &e))?
             .ok_or_else(|| garbled(&"table flagpost.reader is empty"))?;
         let snapshot: String = row.try_get(0).map_err(|e| garbled(&e))?;
-        let consumed: Option<String> = row.try_get(5).map_err(|e| garbled(&e))?;
         Ok(Look {
             snapshot: snapshot.parse().map_err(|e: String| garbled(&e))?,
             time: Micros(row.try_get(1).map_err(|e| garbled(&e))?),
             waits: row.try_get(2).map_err(|e| garbled(&e))?,
             failures: row.try_get::<_, Option<i64>>(3).map_err(|e| garbled(&e))?.unwrap_or(0),
             ledger: row.try_get(4).map_err(|e| garbled(&e))?,
-            consumed: consumed.and_then(|xmax| xmax.parse().ok()),
+            consumed: row.try_get(5).map_err(|e| garbled(&e))?,
+            given: row.try_get(6).map_err(|e| garbled(&e))?,
+            checkpoint: row.try_get(7).map_err(|e| garbled(&e))?,
         })
     }
 
     /// The rows of a batch that come after its place, as `sql/outbox_read.sql` has them.
-    pub(super) async fn rows(&self, place: &Place) -> Result<RowStream> {
-        let (before, batch) = (place.before.as_str(), place.batch.as_str());
-        let parameters: [(&(dyn ToSql + Sync), Type); 3] =
-            [(&before, Type::TEXT), (&batch, Type::TEXT), (&place.seq, Type::INT8)];
+    pub(super) async fn rows(&self, place: &Place, floor: u64) -> Result<RowStream> {
+        let (before, batch, floor) = (place.before.as_str(), place.batch.as_str(), floor.to_string());
+        let parameters: [(&(dyn ToSql + Sync), Type); 5] = [
+            (&before, Type::TEXT),
+            (&batch, Type::TEXT),
+            (&place.seq, Type::INT8),
+            (&place.read_to, Type::INT8),
+            (&floor, Type::TEXT),
+        ];
         self.client.query_typed_raw(READ, parameters).await.map_err(|e| self.failed(&e))
     }
 
@@ -104,10 +116,18 @@ impl Session {
         not_there(&self.info, "reading the outbox", error)
     }
 
-    /// Takes away what the snapshot sees.
-    pub(super) async fn take_away(&self, ledger: &str, consumed: &Snapshot) -> Result<()> {
+    /// Takes away what the snapshot sees up to a sequence number, from transaction `floor` on.
+    pub(super) async fn take_away(
+        &self,
+        ledger: &str,
+        seen: &Snapshot,
+        consumed: i64,
+        floor: u64,
+    ) -> Result<()> {
         let sql = TAKE_AWAY
-            .replace("{consumed}", consumed.as_str())
+            .replace("{seen}", seen.as_str())
+            .replace("{consumed}", &consumed.to_string())
+            .replace("{floor}", &floor.to_string())
             .replace("{ledger}", &ledger.replace('\'', "''"));
         let doing = "taking away what has been read of the outbox";
         self.client.batch_execute(&sql).await.map_err(|e| not_there(&self.info, doing, &e))
