@@ -61,13 +61,13 @@ fn writer_gone() -> Error {
 }
 
 /// A bar on a terminal, log lines elsewhere.
-enum Display {
+pub(crate) enum Display {
     Bar(ProgressBar),
     Log { last: Instant },
 }
 
 impl Display {
-    fn new() -> Display {
+    pub(crate) fn new() -> Display {
         if !stderr().is_terminal() {
             return Display::Log { last: Instant::now() };
         }
@@ -79,7 +79,7 @@ impl Display {
         Display::Bar(bar)
     }
 
-    fn show(&mut self, progress: Progress) {
+    pub(crate) fn show(&mut self, progress: Progress) {
         match self {
             Display::Bar(bar) => {
                 bar.set_length(progress.expected);
@@ -99,7 +99,7 @@ impl Display {
         }
     }
 
-    fn finish(self, rows: Option<u64>) {
+    pub(crate) fn finish(self, rows: Option<u64>) {
         if let Display::Bar(bar) = self {
             bar.finish_and_clear();
         }

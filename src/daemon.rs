@@ -16,9 +16,9 @@ use tracing::{info, warn};
 
 use crate::capture::{self, Capture, Rows};
 use crate::change::{Lsn, Micros};
-use crate::config::Config;
+use crate::config::{Config, Mode};
 use crate::delivery::{Client, Dispatcher, Options};
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Kind, RECOVER, Result};
 use crate::event::{EndpointKey, Engine, Format, Formats, Routing};
 use crate::housekeeping::Housekeeper;
 use crate::ledger::{Identity, Ledger, Newsstand, Purpose, Reader, Write};
@@ -26,9 +26,9 @@ use crate::mirror::Mirror;
 use crate::notify::Notifier;
 use crate::ops;
 use crate::prepare::{Prepared, Until, covering, origin, prepare};
-use crate::room::Room;
+use crate::room::{Room, Waited};
 use crate::schema::Table;
-use crate::source::{Catalog, Channels, Coverage, Feed, QUEUE};
+use crate::source::{Catalog, Channels, Coverage, Feed, Hold, QUEUE, give_up_slot};
 
 /// How long the ledger's writer may take to tell why it ended, after another stage has failed.
 const WRITER_TELLS_WITHIN: Duration = Duration::from_millis(100);
@@ -42,18 +42,24 @@ pub async fn run(config: &Config, ready: impl FnOnce(&str)) -> Result<()> {
         let (config, stop) = (config.clone(), stop.clone());
         async move { ops::serve(&config, stop).await }
     });
-    let ended = run_as_long_as_there_is_room(config, ready, &stop).await;
+    let hold = Hold::new(config.database.clone(), config.names.slot.clone(), config.retained);
+    let room = Room::new(config, hold.levels());
+    let hold = (config.mode == Mode::Replication).then(|| tokio::spawn(hold.watch(stop.clone())));
+    let ended = run_as_long_as_there_is_room(config, ready, room, &stop).await;
     ops.abort();
+    if let Some(hold) = hold {
+        hold.abort();
+    }
     ended
 }
 
 async fn run_as_long_as_there_is_room(
     config: &Config,
     ready: impl FnOnce(&str),
+    mut room: Room,
     stop: &CancellationToken,
 ) -> Result<()> {
     let mut ready = Some(ready);
-    let mut room = Room::new(config);
     loop {
         let dispatch = |outlet: Outlet, stop| Ok(dispatcher(config, outlet)?.run(stop));
         let ready = |summary: &str| {
@@ -65,14 +71,38 @@ async fn run_as_long_as_there_is_room(
         };
         // A token of its own: what is still running when there is no room ends before it is begun again.
         match run_until(config, Purpose::Send, dispatch, ready, stop.child_token()).await {
-            Err(error) if error.kind() == Kind::LedgerFull => {
-                if !room.wait(&error, stop).await {
-                    return Ok(());
-                }
-            }
+            Err(error) if error.kind() == Kind::LedgerFull => match room.wait(&error, stop).await {
+                Waited::Room => {}
+                Waited::Stopped => return Ok(()),
+                Waited::GaveUp => return Err(give_up(config).await),
+            },
             ended => return ended,
         }
     }
+}
+
+/// The last resort: the server is let off, and the ledger says that it has missed something. Returns the error to end with.
+async fn give_up(config: &Config) -> Error {
+    let name = &config.names.slot;
+    let why = format!(
+        "the disk of state.dir was full while the server kept more than source.max_retained_wal of its log: replication slot \
+         {name:?} was dropped to save the server (source.max_retained_wal_action): make room, then {RECOVER}"
+    );
+    if let Err(error) = give_up_slot(&config.database, name).await {
+        // As before: the server goes on keeping its log, and somebody must hear of it.
+        return Error::new(
+            error.kind(),
+            format!(
+                "the server keeps more than source.max_retained_wal of its log, and the slot cannot be dropped: {error}"
+            ),
+        );
+    }
+    // Without it the next start finds the slot gone, and says the same.
+    let noted = Ledger::open(&config.state_dir).and_then(|ledger| ledger.note_broken(&why));
+    if let Err(error) = noted {
+        warn!(%error, "that the slot was dropped could not be noted in the ledger");
+    }
+    Error::new(Kind::SlotLost, why)
 }
 
 /// Where events come out: what a consumer reads them with.
@@ -367,7 +397,8 @@ fn routing(config: &Config, purpose: Purpose) -> Routing {
     }
 }
 
-fn load_engine(
+/// The engine as the ledger left it.
+pub fn load_engine(
     config: &Config,
     ledger: &Ledger,
     catalog: &Catalog,

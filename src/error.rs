@@ -30,6 +30,10 @@ pub enum Kind {
     Internal,
 }
 
+/// What mends a ledger whose source has lost changes: the end of such an error's message.
+pub const RECOVER: &str = "run \"flagpost recover\", which sends receivers what was missed, or begin anew without it with \"flagpost setup \
+                           --resnapshot\"";
+
 /// What the daemon does about an error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Policy {

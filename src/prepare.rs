@@ -6,13 +6,13 @@ use tracing::info;
 use crate::baseline;
 use crate::change::Lsn;
 use crate::config::{Config, Mode};
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Kind, RECOVER, Result};
 use crate::ledger::{Identity, Ledger};
 use crate::schema::Table;
 use crate::source::{
-    Catalog, Covering, Exported, Follow, Origin, Publication, Reading, Replication, Snapshot, claim_outbox,
-    connect, exported_view, forget_failures, outbox_reader, outbox_view, reader_name, reader_of,
-    server_facts, system_id,
+    Catalog, Covering, Exported, Follow, Origin, Publication, Reading, Replication, Snapshot, View,
+    claim_outbox, connect, exported_view, forget_failures, outbox_reader, outbox_view, reader_name,
+    reader_of, server_facts, system_id,
 };
 
 /// The name of the slot that lives only while a mirror is filled for a slot that was made before.
@@ -89,7 +89,7 @@ pub async fn fill_from_slot(
 }
 
 /// What a ledger belongs to that reads the configured slot.
-fn slot_identity(config: &Config, replication: &Replication) -> Identity {
+pub fn slot_identity(config: &Config, replication: &Replication) -> Identity {
     let system_id = replication.server().system_id.clone();
     Identity { system_id, database: config.database.database.clone(), slot: config.names.slot.clone() }
 }
@@ -109,9 +109,7 @@ async fn prepare_outbox(config: &Config, client: Client, catalog: Catalog) -> Re
         return Err(if ledger.checkpoint()?.is_some() {
             Error::new(
                 Kind::SlotLost,
-                format!(
-                    "the outbox lacks {losses}, so changes have been missed: run \"flagpost setup --resnapshot\" to begin anew"
-                ),
+                format!("the outbox lacks {losses}, so changes have been missed: {RECOVER}"),
             )
         } else {
             Error::new(
@@ -149,12 +147,17 @@ pub async fn fill_from_outbox(
     ledger: Ledger,
     catalog: &Catalog,
 ) -> Result<(Ledger, Identity)> {
+    let (identity, view) = take_outbox(config, client).await?;
+    let ledger = baseline::fill(config, ledger, catalog, &identity, view).await?;
+    Ok((ledger, identity))
+}
+
+/// Takes the outbox over: from now on it belongs to the ledger of this identity, which begins with what the view shows.
+pub async fn take_outbox(config: &Config, client: &Client) -> Result<(Identity, View)> {
     let info = &config.database;
     let identity = identity_of(config, client, reader_name(&claim_outbox(client, info).await?)).await?;
     forget_failures(client, info).await?;
-    let view = outbox_view(info).await?;
-    let ledger = baseline::fill(config, ledger, catalog, &identity, view).await?;
-    Ok((ledger, identity))
+    Ok((identity, outbox_view(info).await?))
 }
 
 /// Where reading ends, for a source that is changed for the other one.
@@ -193,7 +196,7 @@ pub fn origin(
     let place = cursor.parse().map_err(|e: String| {
         Error::new(
             Kind::LedgerMismatch,
-            format!("the ledger's place in the outbox cannot be read ({e}): begin anew with \"flagpost setup --resnapshot\""),
+            format!("the ledger's place in the outbox cannot be read ({e}): {RECOVER}"),
         )
     })?;
     let (ledger, poll) = (reader.to_owned(), config.poll);
@@ -261,7 +264,8 @@ fn require_identity(config: &Config, found: Option<Identity>, expected: &Identit
         Kind::LedgerMismatch,
         format!(
             "the ledger in {} belongs to {found}, not to cluster {}, database {:?}, slot {:?}: correct database.url, \
-             source.slot or state.dir, or begin anew with \"flagpost setup --resnapshot\"",
+             source.slot or state.dir; if that is where the database is now, run \"flagpost recover\", or begin anew with \"flagpost \
+             setup --resnapshot\"",
             config.state_dir.display(),
             expected.system_id,
             expected.database,

@@ -1,4 +1,5 @@
 //! A full disk: the daemon reads nothing more, keeps what it has, says what that costs the server, and goes on by itself.
+//! Where the operator has said so, what it costs the server has an end ([`Waited::GaveUp`]).
 //!
 //! All stages have ended by then (what was not committed is read again from the checkpoint), so there is nothing to lose and
 //! nothing to send twice but what was under way.
@@ -6,6 +7,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
@@ -13,7 +15,7 @@ use crate::config::Config;
 use crate::error::Error;
 use crate::ledger::{Ledger, Reader};
 use crate::ops::service;
-use crate::source::{ConnInfo, connect, slot_facts};
+use crate::source::{ConnInfo, Level, Limit, connect, slot_facts};
 
 /// So many bytes must be free before it is tried again; twice as many every time it was not enough to get further.
 pub const ENOUGH: u64 = 4 << 20;
@@ -22,30 +24,45 @@ const LOOK: Duration = Duration::from_secs(1);
 /// Between two lines in the log.
 const REMIND: Duration = Duration::from_secs(60);
 
+/// How a wait ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Waited {
+    /// There is room again.
+    Room,
+    /// Told to stop.
+    Stopped,
+    /// The server keeps more of its log than it may, and is not to keep more.
+    GaveUp,
+}
+
 /// See the module's documentation.
 pub struct Room {
     directory: PathBuf,
     database: ConnInfo,
     slot: String,
+    limit: Limit,
+    level: watch::Receiver<Level>,
     needed: u64,
     /// The checkpoint when there was no room last.
     stuck_at: Option<String>,
 }
 
 impl Room {
-    /// For the state directory and the database of this configuration.
-    pub fn new(config: &Config) -> Room {
+    /// For the state directory and the database of this configuration; `level` tells how much the server keeps.
+    pub fn new(config: &Config, level: watch::Receiver<Level>) -> Room {
         Room {
             directory: config.state_dir.clone(),
             database: config.database.clone(),
             slot: config.names.slot.clone(),
+            limit: config.retained,
+            level,
             needed: ENOUGH,
             stuck_at: None,
         }
     }
 
-    /// Waits until there is room again; false when told to stop meanwhile.
-    pub async fn wait(&mut self, error: &Error, stop: &CancellationToken) -> bool {
+    /// Waits until there is room again, or no longer.
+    pub async fn wait(&mut self, error: &Error, stop: &CancellationToken) -> Waited {
         let checkpoint = Reader::open(&self.directory).and_then(|r| r.checkpoint()).ok().flatten();
         let checkpoint = checkpoint.map(|lsn| lsn.to_string());
         let is_stuck = checkpoint == self.stuck_at && self.stuck_at.is_some();
@@ -58,11 +75,14 @@ impl Room {
                 reminded = Some(tokio::time::Instant::now());
             }
             if stop.run_until_cancelled(tokio::time::sleep(LOOK)).await.is_none() {
-                return false;
+                return Waited::Stopped;
             }
             if Ledger::room(&self.directory).is_none_or(|free| free >= self.needed) {
                 info!("there is room on the disk again: going on from the checkpoint");
-                return true;
+                return Waited::Room;
+            }
+            if self.limit.gives_up && *self.level.borrow() == Level::Over {
+                return Waited::GaveUp;
             }
         }
     }

@@ -16,6 +16,7 @@ mod log;
 mod moment;
 mod pause;
 mod printable;
+mod recover;
 mod replay;
 mod run;
 mod setup;
@@ -79,6 +80,8 @@ enum Command {
     Demo(demo::Options),
     /// Change from replication to the outbox or back, without a lost or doubled event
     SwitchSource(switch_source::Options),
+    /// After a lost slot or outbox: begin anew, and send receivers the difference to what they were told last
+    Recover(recover::Options),
     /// Drop slot, publication and outbox
     Uninstall(uninstall::Options),
 }
@@ -133,6 +136,7 @@ fn execute(cli: Cli) -> Result<u8> {
             Command::Pause(options) => pause::pause(&config, &options),
             Command::Resume(options) => pause::resume(&config, &options),
             Command::Test(options) => test::test(&config, &options).await,
+            Command::Recover(options) => recover::recover(&config, &options).await,
             Command::Uninstall(options) => uninstall::uninstall(&config, &options).await,
         }
     });

@@ -3,7 +3,8 @@
 mod outbox;
 mod replication;
 
-pub(super) use replication::require_identities;
+pub(super) use outbox::bring_up_to_date;
+pub(super) use replication::{renew_slot, require_identities};
 
 use clap::{Args, ValueEnum};
 use tokio_postgres::Client;

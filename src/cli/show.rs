@@ -168,6 +168,10 @@ fn print_event(shown: &Shown) {
     line("committed", &event.commit_time);
     line("recorded", &event.recorded_at);
     let transaction = match event.xid {
+        0 if event.reconstructed => {
+            "reconstructed: the changes themselves were missed, their time is when the difference was seen"
+                .to_owned()
+        }
         0 => "scheduled for this moment".to_owned(),
         xid => format!("transaction (xid) {xid}"),
     };

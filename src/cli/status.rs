@@ -50,6 +50,14 @@ struct SlotPart {
     /// See [`SlotFacts::lag_seconds`].
     lag_seconds: Option<f64>,
     retained_bytes: Option<i64>,
+    /// See [`SlotFacts::safe_bytes`].
+    safe_bytes: Option<i64>,
+    /// Why the server gave it up.
+    invalidation_reason: Option<String>,
+    /// Whether standbys are to have it; `None` where the server knows no failover slots.
+    failover: Option<bool>,
+    /// Whether this is a standby that has it from its primary.
+    synced: Option<bool>,
 }
 
 #[derive(Serialize)]
@@ -109,6 +117,12 @@ async fn read(config: &Config, reader: Option<&str>, part: &mut DatabasePart) ->
     Ok(())
 }
 
+impl SlotPart {
+    fn is_lost(&self) -> bool {
+        self.wal_status == "lost" || self.invalidation_reason.is_some()
+    }
+}
+
 fn slot_part(name: &str, slot: SlotFacts) -> SlotPart {
     SlotPart {
         name: name.to_owned(),
@@ -118,6 +132,10 @@ fn slot_part(name: &str, slot: SlotFacts) -> SlotPart {
         lag_bytes: slot.lag_bytes,
         lag_seconds: slot.lag_seconds(),
         retained_bytes: slot.retained_bytes,
+        safe_bytes: slot.safe_bytes,
+        invalidation_reason: slot.invalidation,
+        failover: slot.failover,
+        synced: slot.synced,
         wal_status: slot.wal_status,
     }
 }
@@ -169,7 +187,11 @@ fn print_text(config: &Config, status: &Status) {
         _ if database.error.is_some() => {}
         (Mode::Replication, Some(slot), _) => print_slot(slot),
         (Mode::Replication, None, _) => {
-            line("slot", format!("{:?} is not there: \"flagpost setup\" makes it", config.names.slot));
+            let mend = match status.ledger.checkpoint {
+                Some(_) => "it is gone, and changes with it: \"flagpost recover\" sends receivers what was missed",
+                None => "it is not there: \"flagpost setup\" makes it",
+            };
+            line("slot", format!("{:?}: {mend}", config.names.slot));
         }
         (Mode::Outbox, _, Some(outbox)) => outbox::print(outbox),
         (Mode::Outbox, _, None) => {
@@ -179,6 +201,16 @@ fn print_text(config: &Config, status: &Status) {
     print_ledger(&status.ledger);
     if let Some(outbox) = &database.outbox {
         outbox::print_troubles(outbox);
+    }
+    if let Some(slot) = database.slot.as_ref().filter(|slot| slot.is_lost()) {
+        let reason = slot.invalidation_reason.as_deref().map(|reason| format!(" ({reason})"));
+        say!();
+        say!(
+            "SLOT LOST  the server has given slot {:?} up{}: stop flagpost and run \"flagpost recover\", which sends receivers \
+             what was missed",
+            slot.name,
+            reason.unwrap_or_default()
+        );
     }
     if let Some(reason) = &status.ledger.missed {
         say!();
@@ -203,7 +235,19 @@ fn print_slot(slot: &SlotPart) {
     let seconds = slot.lag_seconds.and_then(|s| Duration::try_from_secs_f64(s).ok());
     let seconds = seconds.map(|span| format!(", {}", size::span(span))).unwrap_or_default();
     line("lag", format!("{}{seconds}", bytes(slot.lag_bytes)));
-    line("retained", format!("{} of the server's log", bytes(slot.retained_bytes)));
+    let safe = slot.safe_bytes.map(|safe| format!(", lost after {} more", size::bytes(safe.max(0))));
+    line(
+        "retained",
+        format!("{} of the server's log{}", bytes(slot.retained_bytes), safe.unwrap_or_default()),
+    );
+    match (slot.failover, slot.synced) {
+        (_, Some(true)) => line("failover", "the slot is the copy of a primary's".to_owned()),
+        (Some(true), _) => line("failover", "standbys that synchronize slots have it".to_owned()),
+        (Some(false), _) => {
+            line("failover", "no: a standby that is promoted does not have the slot".to_owned())
+        }
+        (None, _) => {}
+    }
 }
 
 fn print_ledger(ledger: &LedgerPart) {

@@ -65,6 +65,7 @@ fn due(endpoint: EndpointKey, event: &Event, body: String) -> Due {
         body,
         attempts: 0,
         attempts_before: 0,
+        reconstructed: false,
         replay: false,
         queued_at: event.commit.time,
         commit_time: event.commit.time,

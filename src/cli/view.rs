@@ -32,6 +32,7 @@ pub(super) struct EventView {
     pub(super) xid: i64,
     pub(super) commit_time: String,
     pub(super) recorded_at: String,
+    pub(super) reconstructed: bool,
     pub(super) deliveries: Vec<DeliveryView>,
 }
 
@@ -97,6 +98,7 @@ impl EventView {
             xid: event.xid,
             commit_time: moment::exact(event.commit_time),
             recorded_at: moment::exact(event.recorded_at),
+            reconstructed: event.reconstructed,
             deliveries: deliveries.iter().map(delivery).collect(),
         })
     }
@@ -114,9 +116,10 @@ impl EventView {
         one_line(&parts.join("/"))
     }
 
-    /// `updated`, `updated segment`
+    /// `updated`, `updated segment`, `updated (reconstructed)`
     pub(super) fn happened(&self) -> String {
-        self.action.replace(";scope=default", "").replace(";scope=", " ")
+        let mark = if self.reconstructed { " (reconstructed)" } else { "" };
+        format!("{}{mark}", spoken(&self.action))
     }
 
     /// `2 delivered, dead organisation:2`
@@ -132,6 +135,11 @@ impl EventView {
         let parts: Vec<String> = DeliveryState::ALL.into_iter().filter_map(of).collect();
         if parts.is_empty() { "for nobody".into() } else { parts.join(", ") }
     }
+}
+
+/// An action for people: `updated`, `updated segment`.
+pub(super) fn spoken(action: &str) -> String {
+    action.replace(";scope=default", "").replace(";scope=", " ")
 }
 
 fn delivery(delivery: &Delivery) -> DeliveryView {

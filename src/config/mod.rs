@@ -23,7 +23,7 @@ use crate::error::{Error, Result};
 use crate::event::{EndpointKey, Formats, Routing, Settle, Subscription};
 use crate::ledger::Retention;
 use crate::notify::Settings as NotifySettings;
-use crate::source::{ConnInfo, Host, Names, Outbox};
+use crate::source::{ConnInfo, Host, Limit, Names, Outbox};
 
 /// Where the file is looked for when `--config` names none.
 pub const DEFAULT_FILE: &str = "/etc/flagpost/flagpost.toml";
@@ -69,6 +69,8 @@ pub struct Config {
     pub outbox: Outbox,
     /// Between two looks at the outbox when nothing is notified.
     pub poll: Duration,
+    /// What the server may keep of its log for the replication slot.
+    pub retained: Limit,
     /// The replication slot, the publication, and the schema of Flagsmith's tables.
     pub names: Names,
     /// How changes are grouped into events.
@@ -190,6 +192,10 @@ fn check(
             ..Outbox::default()
         },
         poll: duration("source.outbox_poll", raw.source.outbox_poll, Duration::from_secs(1))?,
+        retained: Limit {
+            bytes: bytes("source.max_retained_wal", raw.source.max_retained_wal, Limit::default().bytes)?,
+            gives_up: gives_up(raw.source.max_retained_wal_action.as_deref())?,
+        },
         names: Names {
             slot: name("source.slot", raw.source.slot)?,
             publication: name("source.publication", raw.source.publication)?,
@@ -276,6 +282,16 @@ fn mode(text: Option<&str>) -> Result<Mode> {
         Some(other) => {
             Err(Error::config(format!("source.mode is {other:?}: use \"replication\" or \"outbox\"")))
         }
+    }
+}
+
+fn gives_up(action: Option<&str>) -> Result<bool> {
+    match action {
+        None | Some("warn") => Ok(false),
+        Some("drop-slot") => Ok(true),
+        Some(other) => Err(Error::config(format!(
+            "source.max_retained_wal_action is {other:?}: use \"warn\" or \"drop-slot\""
+        ))),
     }
 }
 
@@ -462,6 +478,7 @@ mod tests {
             ("[notify]\nsmtp = \"smtp://mail.example.com\"\n", "notify.from"),
             ("[notify]\nto = [\"ops@example.com\"]\n", "notify.smtp"),
             ("[notify]\nwebhook = \"ftp://example.com\"\n", "notify.webhook"),
+            ("[source]\nmax_retained_wal_action = \"panic\"\n", "drop-slot"),
             ("[state]\nmax_size = \"4 elephants\"\n", "state.max_size"),
             ("[state]\nmax_size = \"99999999999GiB\"\n", "state.max_size"),
         ] {
@@ -523,7 +540,7 @@ mod tests {
             (shown.metadata_events, shown.ops_listen, shown.log_format, &shown.log_level),
             (default.metadata_events, default.ops_listen, default.log_format, &default.log_level)
         );
-        assert_eq!(shown.https_only, default.https_only);
+        assert_eq!((shown.https_only, shown.retained), (default.https_only, default.retained));
         assert_eq!((&shown.schedule, shown.max_in_flight), (&default.schedule, default.max_in_flight));
         assert_eq!(
             (shown.breaker, shown.secret_rotation, shown.retention, shown.notify.after),

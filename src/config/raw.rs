@@ -40,6 +40,8 @@ pub(super) struct Source {
     pub(super) outbox_poll: Option<String>,
     pub(super) settle: Option<String>,
     pub(super) settle_max: Option<String>,
+    pub(super) max_retained_wal: Option<String>,
+    pub(super) max_retained_wal_action: Option<String>,
 }
 
 #[derive(Default, Deserialize)]
@@ -177,6 +179,8 @@ pub(super) const KEYS: &[(&str, &str)] = &[
     ("source", "outbox_poll"),
     ("source", "settle"),
     ("source", "settle_max"),
+    ("source", "max_retained_wal"),
+    ("source", "max_retained_wal_action"),
     ("state", "dir"),
     ("state", "retention"),
     ("state", "max_size"),

@@ -40,6 +40,8 @@ pub const CHANGE_REQUEST_ID: HeaderName = HeaderName::from_static("x-flagpost-ch
 pub const CHANGE_REQUEST_TITLE: HeaderName = HeaderName::from_static("x-flagpost-change-request-title");
 /// `true` where an operator asked for the delivery again (`flagpost replay`).
 pub const REPLAY: HeaderName = HeaderName::from_static("x-flagpost-replay");
+/// `true` where the changes themselves were missed, and the event tells the difference (`flagpost recover`).
+pub const RECONSTRUCTED: HeaderName = HeaderName::from_static("x-flagpost-reconstructed");
 /// Flagsmith's own signature header.
 pub const SIGNATURE: HeaderName = HeaderName::from_static("x-flagsmith-signature");
 /// Standard Webhooks: the event's id again.
@@ -312,6 +314,7 @@ fn ours(endpoint: &Endpoint, due: &Due, now: Micros) -> HeaderMap {
         (EVENT_ID, Some(due.event_id.clone())),
         (ACTION, Some(due.action.clone())),
         (REPLAY, due.replay.then(|| "true".to_owned())),
+        (RECONSTRUCTED, due.reconstructed.then(|| "true".to_owned())),
         (CHANGE_REQUEST_ID, request.map(|(id, _)| id.to_string())),
         (
             CHANGE_REQUEST_TITLE,

@@ -12,7 +12,12 @@ const ORGANISATION_TYPE: &str = "ORGANISATION";
 
 impl Engine {
     /// Tells of one row of `audit_auditlog`.
-    pub(super) fn audit(&mut self, row: Row, commit: Commit, out: Out<'_>) {
+    pub(super) fn audit(&self, row: Row, commit: Commit, out: Out<'_>) {
+        self.emit(self.audit_event(row, commit), out);
+    }
+
+    /// The event of one row of `audit_auditlog`.
+    pub(super) fn audit_event(&self, row: Row, commit: Commit) -> Event {
         let mirror = &self.mirror;
         let find = |table: Table, column: usize| mirror.row_by_id(table, row.int(column)?).cloned();
         let author = find(Table::User, audit_log::AUTHOR_ID);
@@ -26,9 +31,8 @@ impl Engine {
             .or_else(|| find(Table::Environment, audit_log::ENVIRONMENT_ID));
         let project_row = find(Table::Project, audit_log::PROJECT_ID)
             .or_else(|| mirror.project_of(environment_row.as_ref()?).cloned());
-        let subject = row.text(audit_log::ID).unwrap_or_default();
-        let event = Event {
-            id: EventId::new(&self.system_id, Kind::AuditLogCreated, subject, ""),
+        Event {
+            id: self.audit_event_id(&row),
             kind: Kind::AuditLogCreated,
             action: Action { verb: Verb::Created, scope: None },
             organisation: match &project_row {
@@ -41,14 +45,19 @@ impl Engine {
             feature_name: None,
             change_request: None,
             commit,
+            reconstructed: false,
             payload: Payload::Audit(Box::new(AuditPayload {
                 audit: row,
                 author,
                 project: project_row,
                 environment: environment_row,
             })),
-        };
-        self.emit(event, out);
+        }
+    }
+
+    /// The id of the event of a row of `audit_auditlog`.
+    pub fn audit_event_id(&self, row: &Row) -> EventId {
+        EventId::new(&self.system_id, Kind::AuditLogCreated, row.text(audit_log::ID).unwrap_or_default(), "")
     }
 
     /// The organisation that an audit row without project and environment is about: the one it names, or the only one there

@@ -64,14 +64,14 @@ pub struct Engine {
     pub(super) mirror: Mirror,
     pub(super) system_id: String,
     settle: Settle,
-    routing: Routing,
+    pub(super) routing: Routing,
     pub(super) metadata_events: bool,
     pub(super) groups: HashMap<Slot, Group>,
     deadlines: BTreeSet<(Micros, Slot)>,
     /// States of open groups that the mirror has dropped.
     gone_states: HashMap<i64, Slot>,
     /// Environments inserted a moment ago.
-    births: HashMap<i64, Birth>,
+    pub(super) births: HashMap<i64, Birth>,
     pub(super) timers: Timers,
     /// The stream's clock: everything that was due until then has been told.
     pub(super) clock: Micros,
@@ -498,7 +498,7 @@ impl Engine {
 
 /// An environment that was inserted a moment ago and gets its states.
 #[derive(Debug, Serialize, Deserialize)]
-struct Birth {
+pub(super) struct Birth {
     /// When the environment, or the last state born with it, was committed.
     last: Micros,
     /// Features inserted since: their states are no part of the birth.

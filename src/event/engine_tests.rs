@@ -75,8 +75,8 @@ pub(super) fn transaction(json: &Json) -> Transaction {
 }
 
 pub(super) struct Sent {
-    path: String,
-    body: String,
+    pub(super) path: String,
+    pub(super) body: String,
     action: String,
     id: EventId,
 }
@@ -176,8 +176,8 @@ fn difference(got: &BTreeMap<String, Vec<String>>, expected: &BTreeMap<String, V
 const PREVIOUS_STATE_WRONG: [&str; 4] = ["022", "062", "066", "068"];
 
 /// What a receiver knows of each flag: the visible part of the last `new_state`.
-#[derive(Default)]
-struct ReceiverModel(HashMap<String, Json>);
+#[derive(Clone, Default)]
+pub(super) struct ReceiverModel(pub(super) HashMap<String, Json>);
 
 fn flag_of(state: &Json) -> String {
     let segment = &state["feature_segment"]["segment"]["id"];
@@ -195,7 +195,7 @@ fn visible(state: &Json) -> Json {
 
 impl ReceiverModel {
     /// Checks that an event goes on from what the receiver knows, and takes it in.
-    fn take(&mut self, body: &str) {
+    pub(super) fn take(&mut self, body: &str) {
         let body: Json = serde_json::from_str(body).unwrap();
         let (new, previous) = (&body["data"]["new_state"], &body["data"]["previous_state"]);
         if !previous.is_null() {

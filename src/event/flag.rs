@@ -24,12 +24,21 @@ pub(super) enum Cause {
         /// The moment.
         commit: Commit,
     },
+    /// Changes that were missed, and that only their outcome tells of.
+    Missed {
+        /// Names the moment at which the outcome was seen.
+        name: String,
+        /// That moment.
+        commit: Commit,
+    },
 }
 
 impl Cause {
     pub(super) fn commit(&self) -> Commit {
         match self {
-            Cause::Change { commit, .. } | Cause::Schedule { commit, .. } => *commit,
+            Cause::Change { commit, .. } | Cause::Schedule { commit, .. } | Cause::Missed { commit, .. } => {
+                *commit
+            }
         }
     }
 
@@ -37,13 +46,13 @@ impl Cause {
     pub(super) fn text(&self) -> String {
         match self {
             Cause::Change { xid, .. } => xid.to_string(),
-            Cause::Schedule { name, .. } => name.clone(),
+            Cause::Schedule { name, .. } | Cause::Missed { name, .. } => name.clone(),
         }
     }
 
     pub(super) fn verb(&self, verb: Verb) -> Verb {
         match self {
-            Cause::Change { .. } => verb,
+            Cause::Change { .. } | Cause::Missed { .. } => verb,
             Cause::Schedule { .. } => Verb::Scheduled,
         }
     }
@@ -86,6 +95,7 @@ impl Engine {
             feature_name: shown.feature.text(feature::NAME).map(str::to_owned),
             change_request: self.change_request_of(slot, before.as_ref(), after.as_ref(), commit.time),
             commit,
+            reconstructed: false,
             payload: Payload::Flag(Box::new(FlagPayload { previous: before, new: after, author, at })),
         })
     }
@@ -143,7 +153,7 @@ impl Engine {
             && !self.mirror.environment_is_being_created(environment)
     }
 
-    fn is_same(&self, before: &StateView, after: &StateView) -> bool {
+    pub(super) fn is_same(&self, before: &StateView, after: &StateView) -> bool {
         before.looks_like(after) && (!self.metadata_events || before.same_feature_metadata(after))
     }
 }

@@ -12,6 +12,9 @@ mod flag;
 pub mod format;
 mod group;
 mod id;
+mod missed;
+#[cfg(test)]
+mod missed_tests;
 mod route;
 mod sample;
 mod schedule;
@@ -26,6 +29,7 @@ use crate::schema::{api_key, user};
 pub use engine::{Effect, Engine, Out, Settle};
 pub use format::Format;
 pub use id::EventId;
+pub use missed::Missed;
 pub use route::{EndpointKey, EndpointName, Formats, Recipient, Routing, Subscription, Wanted, recipients};
 pub use sample::sample;
 
@@ -216,6 +220,8 @@ pub struct Event {
     pub change_request: Option<ChangeRequest>,
     /// Position, transaction and time of the commit that completed it.
     pub commit: Commit,
+    /// Whether it was made of a difference: the changes themselves were missed.
+    pub reconstructed: bool,
     /// What it says.
     pub payload: Payload,
 }

@@ -28,6 +28,7 @@ pub fn sample(endpoint: EndpointKey, at: Micros) -> Event {
         feature_name: matches!(payload, Payload::Flag(_)).then(|| FEATURE.to_owned()),
         change_request: None,
         commit,
+        reconstructed: false,
         payload,
     };
     match endpoint {

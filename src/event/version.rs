@@ -59,7 +59,7 @@ impl Engine {
         }
     }
 
-    fn version_event(&self, slot: &Slot, at: Micros, cause: &Cause) -> Option<Event> {
+    pub(super) fn version_event(&self, slot: &Slot, at: Micros, cause: &Cause) -> Option<Event> {
         if !self.is_told_of(slot.environment) {
             return None;
         }
@@ -88,6 +88,7 @@ impl Engine {
                 .int(feature_version::CHANGE_REQUEST_ID)
                 .and_then(|id| self.change_request(id)),
             commit: cause.commit(),
+            reconstructed: false,
             payload: Payload::Version(Box::new(VersionPayload {
                 states: self.mirror.states_of_version(&version),
                 version,

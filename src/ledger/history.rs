@@ -36,12 +36,14 @@ pub struct Recorded {
     pub change_request: Option<(i64, String)>,
     /// End of the commit that completed it.
     pub lsn: Lsn,
-    /// That commit's transaction; 0 where a moment was scheduled for it.
+    /// That commit's transaction; 0 where a moment was scheduled for it, or where it was reconstructed.
     pub xid: i64,
-    /// When it was committed.
+    /// When it was committed; of one that was reconstructed, when the difference was seen.
     pub commit_time: Micros,
     /// When it was recorded here.
     pub recorded_at: Micros,
+    /// Whether it was made of a difference: the changes themselves were missed.
+    pub reconstructed: bool,
 }
 
 /// A delivery on record.
@@ -82,7 +84,7 @@ pub struct Attempt {
 
 const EVENT: &str = "
     SELECT seq, id, kind, action, organisation_id, project_id, environment_id, feature_id, feature, sequence,
-           change_request_id, change_request, lsn, xid, commit_time, recorded_at
+           change_request_id, change_request, lsn, xid, commit_time, recorded_at, reconstructed
     FROM event";
 
 impl Reader {
@@ -168,6 +170,7 @@ fn recorded(row: &SqlRow<'_>) -> rusqlite::Result<Recorded> {
         xid: row.get(13)?,
         commit_time: Micros(row.get(14)?),
         recorded_at: Micros(row.get(15)?),
+        reconstructed: row.get(16)?,
     })
 }
 

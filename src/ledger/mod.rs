@@ -152,6 +152,22 @@ impl Ledger {
         }
     }
 
+    /// Notes that a recovery has begun: nobody may go on from here until one has come to its end ([`Write::Rebase`]), since the
+    /// source is being made anew.
+    pub fn begin_recovery(&self) -> Result<()> {
+        self.note_broken(
+            "\"flagpost recover\" was begun and has not come to its end: run it again (it sends what was missed)",
+        )
+    }
+
+    /// Notes that changes were missed for this reason ([`Write::Broken`]), where no writer runs.
+    pub fn note_broken(&self, reason: &str) -> Result<()> {
+        self.connection
+            .execute("INSERT OR REPLACE INTO meta VALUES ('broken', ?1)", [reason])
+            .map_err(self.failed())?;
+        Ok(())
+    }
+
     /// The stream's clock at the checkpoint: everything that was due until then is in the ledger.
     pub fn clock(&self) -> Result<Option<Micros>> {
         Ok(self.meta("clock")?.and_then(|text| text.parse().ok()).map(Micros))

@@ -69,7 +69,7 @@ impl Reader {
             .prepare_cached(
                 "SELECT d.event, e.id, e.action, e.feature, d.lane, b.body, d.attempts, e.commit_time, e.recorded_at,
                         e.sequence, e.change_request_id, e.change_request, d.attempts_before, d.replay, d.queued_at,
-                        e.environment_id
+                        e.environment_id, e.reconstructed
                  FROM delivery d JOIN event e ON e.seq = d.event
                  JOIN body b ON b.event = d.event AND b.format = d.format
                  WHERE d.endpoint = ?1 AND d.status = 0 AND d.next_at <= ?2
@@ -98,7 +98,7 @@ impl Reader {
             .prepare_cached(
                 "SELECT d.event, e.id, e.action, e.feature, d.lane, b.body, d.attempts, e.commit_time, e.recorded_at,
                         e.sequence, e.change_request_id, e.change_request, d.attempts_before, d.replay, d.queued_at,
-                        e.environment_id
+                        e.environment_id, e.reconstructed
                  FROM delivery d JOIN event e ON e.seq = d.event
                  JOIN body b ON b.event = d.event AND b.format = d.format
                  WHERE d.endpoint = ?1 AND d.event > ?2 AND d.status = ?3 ORDER BY d.event LIMIT ?4",
@@ -437,5 +437,6 @@ fn due(endpoint: EndpointKey, row: &SqlRow<'_>) -> rusqlite::Result<Due> {
         replay: row.get(13)?,
         queued_at: Micros(row.get(14)?),
         environment: row.get(15)?,
+        reconstructed: row.get(16)?,
     })
 }

@@ -2,6 +2,7 @@
 
 use tokio::sync::oneshot;
 
+use super::Identity;
 use crate::change::{Lsn, Micros};
 use crate::event::{ChangeRequest, EndpointKey, Event, Format, Kind, Recipient};
 use crate::mirror::{Persist, Slot};
@@ -21,6 +22,7 @@ pub struct EventRecord {
     pub(super) lsn: Lsn,
     pub(super) xid: u64,
     pub(super) commit_time: Micros,
+    pub(super) reconstructed: bool,
     pub(super) lane: String,
     pub(super) sequence: String,
     pub(super) bodies: Vec<(Format, String)>,
@@ -50,6 +52,7 @@ impl EventRecord {
             lsn: event.commit.end_lsn,
             xid: event.commit.xid,
             commit_time: event.commit.time,
+            reconstructed: event.reconstructed,
             lane: lane(event),
             sequence: sequence(event),
             bodies: formats.into_iter().map(|format| (format, format.body(event))).collect(),
@@ -111,6 +114,9 @@ pub enum Write {
     Purpose(Purpose, oneshot::Sender<()>),
     /// Changes were missed for this reason: nobody may go on from here. Answered when it is on the disk.
     Broken(String, oneshot::Sender<()>),
+    /// From here on the ledger goes on in the source of this identity, at the next [`Write::Checkpoint`]. Open groups and what
+    /// was broken are forgotten: the mirror's rows that differ and the events of what was missed come with it.
+    Rebase(Identity),
 }
 
 /// What becomes of the deliveries of new events.
@@ -248,6 +254,8 @@ pub struct Due {
     pub sequence: i64,
     /// The change request that caused it: id and title.
     pub change_request: Option<(i64, String)>,
+    /// Whether it was made of a difference: the changes themselves were missed.
+    pub reconstructed: bool,
     /// What keeps its order.
     pub lane: String,
     /// The exact bytes to send.

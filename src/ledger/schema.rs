@@ -2,7 +2,7 @@
 //!
 //! | table | holds |
 //! | --- | --- |
-//! | `meta` | what the ledger belongs to, the checkpoint, and for what it was last written (`purpose`) |
+//! | `meta` | what the ledger belongs to, the checkpoint, for what it was last written (`purpose`), why nobody may go on from here (`broken`) |
 //! | `mirror` | the mirror's rows, packed ([`crate::change::Row`]); secrets and URLs sealed |
 //! | `open_group` | changes that have not settled yet |
 //! | `event`, `body` | events with their exact bodies, one for each format in use |
@@ -25,7 +25,7 @@ use crate::error::{Error, Kind, Result};
 /// `PRAGMA application_id`: "flgp".
 const APPLICATION_ID: i64 = 0x666C_6770;
 /// `PRAGMA user_version`: the format described above. Each entry of [`MIGRATIONS`] makes the next one.
-const FORMAT: i64 = 2;
+const FORMAT: i64 = 3;
 /// How long a reader waits while the writer checkpoints the file, and a writer for another one: an operator's command writes in
 /// short steps.
 const BUSY: Duration = Duration::from_secs(30);
@@ -120,6 +120,9 @@ CREATE TABLE old_secret (
     endpoint TEXT NOT NULL, retired_at INTEGER NOT NULL, secret BLOB NOT NULL, PRIMARY KEY (endpoint, retired_at)
 ) WITHOUT ROWID;
 CREATE INDEX delivery_dead ON delivery (endpoint, event) WHERE status = 3;
+",
+"
+ALTER TABLE event ADD COLUMN reconstructed INTEGER NOT NULL DEFAULT 0;
 "];
 
 /// Opens the ledger for writing, making it if there is none.

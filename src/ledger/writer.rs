@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use rusqlite::{Connection, ErrorCode, OptionalExtension, params};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 
+use super::Identity;
 use super::reader::secret_column;
 use super::record::{BreakerState, EventRecord, Outcome, Purpose, Verdict, Write};
 use super::schema::{self, BEHIND, DEAD, DELIVERED, DROPPED, READY, SHADOWED};
@@ -226,6 +227,7 @@ impl Writer {
                 self.answers.push(recorded);
                 self.put_meta("broken", &reason)?;
             }
+            Write::Rebase(identity) => self.rebase(&identity)?,
             Write::Outcome(outcome) => self.outcome(outcome, news)?,
             Write::Expire(deliveries) => self.expire(&deliveries, news)?,
             Write::Notified(endpoint, at, dead) => {
@@ -244,6 +246,17 @@ impl Writer {
                 self.answers.push(purged);
                 self.purge(&events)?;
             }
+        }
+        Ok(())
+    }
+
+    fn rebase(&self, identity: &Identity) -> rusqlite::Result<()> {
+        self.connection
+            .execute_batch("DELETE FROM open_group; DELETE FROM meta WHERE key IN ('broken', 'cursor')")?;
+        for (key, value) in
+            [("system_id", &identity.system_id), ("database", &identity.database), ("slot", &identity.slot)]
+        {
+            self.put_meta(key, value)?;
         }
         Ok(())
     }
@@ -292,9 +305,9 @@ impl Writer {
             .connection
             .prepare_cached(
                 "INSERT INTO event (id, kind, action, organisation_id, project_id, environment_id, feature_id, feature,
-                     sequence, change_request_id, change_request, lsn, xid, commit_time, recorded_at)
+                     sequence, change_request_id, change_request, lsn, xid, commit_time, recorded_at, reconstructed)
                  VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8,
-                     1 + coalesce((SELECT last FROM sequence WHERE name = ?9), 0), ?10, ?11, ?12, ?13, ?14, ?15)
+                     1 + coalesce((SELECT last FROM sequence WHERE name = ?9), 0), ?10, ?11, ?12, ?13, ?14, ?15, ?16)
                  ON CONFLICT (id) DO NOTHING",
             )?
             .execute(params![
@@ -312,7 +325,8 @@ impl Writer {
                 event.lsn.to_string(),
                 i64::try_from(event.xid).unwrap_or(i64::MAX),
                 event.commit_time.0,
-                now.0
+                now.0,
+                event.reconstructed
             ])?;
         if inserted == 0 {
             // The same change read twice: its event is on record.

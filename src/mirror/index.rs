@@ -130,6 +130,10 @@ impl Slots {
         self.0.get(slot).into_iter().flat_map(IdSet::iter)
     }
 
+    pub(super) fn all(&self) -> impl Iterator<Item = Slot> + '_ {
+        self.0.keys().copied()
+    }
+
     pub(super) fn of(&self, feature: i64, environment: Option<i64>) -> impl Iterator<Item = Slot> + '_ {
         self.0.range(Slot::range(feature, environment)).map(|(slot, _)| *slot)
     }

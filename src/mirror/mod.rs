@@ -9,6 +9,7 @@
 //! the history only what a change that is not in force yet will be told with; identities only where an override names them, and
 //! the latest few that the stream brought (an override for one of them may follow).
 
+mod difference;
 mod index;
 mod view;
 
@@ -157,6 +158,11 @@ impl Mirror {
     /// The slots of a feature, or of a feature in one environment, that have a state.
     pub fn slots_of(&self, feature: i64, environment: Option<i64>) -> impl Iterator<Item = Slot> + '_ {
         self.slots.of(feature, environment)
+    }
+
+    /// All slots that have a state, in order.
+    pub fn all_slots(&self) -> impl Iterator<Item = Slot> + '_ {
+        self.slots.all()
     }
 
     /// The slot of a state that the mirror holds.

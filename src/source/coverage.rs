@@ -18,7 +18,7 @@ use super::outbox::Outbox;
 use super::publication::Publication;
 use super::sql::connect;
 use crate::change::Lsn;
-use crate::error::{Error, Kind, Policy, Result};
+use crate::error::{Error, Kind, Policy, RECOVER, Result};
 
 /// Between two looks while positions wait to be confirmed: one short query.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
@@ -110,12 +110,10 @@ impl Coverage {
             match &self.covering {
                 Covering::Publication(name) => format!(
                     "publication {name:?} has lost {missing} while we were reading (a migration that dropped a column does \
-                     that): what changed there since is not in the stream and was not confirmed; run \"flagpost setup \
-                     --resnapshot\""
+                     that): what changed there since is not in the stream and was not confirmed; {RECOVER}"
                 ),
                 Covering::Outbox(_) => format!(
-                    "the outbox has lost {missing} while we were reading: what changed there since is not in it; run \"flagpost \
-                     setup --resnapshot\""
+                    "the outbox has lost {missing} while we were reading: what changed there since is not in it; {RECOVER}"
                 ),
             },
         ))

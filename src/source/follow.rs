@@ -10,7 +10,7 @@ use super::conn_info::ConnInfo;
 use super::replication::{Names, Replication};
 use super::stream::{Channels, Stream};
 use crate::change::Lsn;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Kind, RECOVER, Result};
 
 /// The stream that is to be followed.
 #[derive(Debug, Clone)]
@@ -86,7 +86,8 @@ async fn try_open(follow: &Follow, from: Lsn, channels: &Channels) -> Result<Str
             Kind::LedgerMismatch,
             format!(
                 "the ledger belongs to another database cluster (system identifier {}, this one is {}): correct \
-                 database.url or state.dir, or begin anew with \"flagpost setup --resnapshot\"",
+                 database.url or state.dir, or, if the database was moved, run \"flagpost recover --moved\" (or begin anew with \
+                 \"flagpost setup --resnapshot\")",
                 follow.system_id, server.system_id
             ),
         ));
@@ -95,8 +96,7 @@ async fn try_open(follow: &Follow, from: Lsn, channels: &Channels) -> Result<Str
         return Err(Error::new(
             Kind::SlotLost,
             format!(
-                "the database is at {} and the ledger at {from}: it was restored from an older state; begin anew with \
-                 \"flagpost setup --resnapshot\"",
+                "the database is at {} and the ledger at {from}: it was restored from an older state; {RECOVER}",
                 server.position
             ),
         ));
@@ -104,10 +104,7 @@ async fn try_open(follow: &Follow, from: Lsn, channels: &Channels) -> Result<Str
     let Some(slot) = replication.slot_unread(name).await? else {
         return Err(Error::new(
             Kind::SlotLost,
-            format!(
-                "replication slot {name:?} is gone, and with it what changed after {from}: begin anew with \"flagpost setup \
-                 --resnapshot\""
-            ),
+            format!("replication slot {name:?} is gone, and with it what changed after {from}: {RECOVER}"),
         ));
     };
     slot.require(name, &follow.info.database)?;
@@ -116,7 +113,7 @@ async fn try_open(follow: &Follow, from: Lsn, channels: &Channels) -> Result<Str
             Kind::SlotLost,
             format!(
                 "replication slot {name:?} was moved on to {} by somebody else, the ledger is at {from}: what lies between \
-                 cannot be told any more; begin anew with \"flagpost setup --resnapshot\"",
+                 cannot be told any more; {RECOVER}",
                 slot.confirmed
             ),
         ));

@@ -10,6 +10,7 @@ mod conn_info;
 mod coverage;
 mod feed;
 mod follow;
+mod hold;
 mod observe;
 mod outbox;
 pub mod pgoutput;
@@ -21,6 +22,7 @@ mod service;
 mod snapshot;
 mod sql;
 mod stream;
+mod traces;
 mod transport;
 mod wire;
 
@@ -30,6 +32,7 @@ pub use conn_info::{ConnInfo, Host, SslMode};
 pub use coverage::{Coverage, Covering};
 pub use feed::{Feed, Origin};
 pub use follow::Follow;
+pub use hold::{Hold, Level, Limit, give_up_slot};
 pub use observe::{
     Identity, Listener, Quota, ServerFacts, SlotFacts, has_publication, listeners, server_facts, server_port,
     slot_facts, system_id, unreadable_tables, unusable_identities,
@@ -46,6 +49,7 @@ pub use publication::{
 };
 pub use replication::{Exported, Names, PLUGIN, Replication, Server, SlotState};
 pub use service::{Marks, Service, service_marks};
-pub use snapshot::{Progress, View, adopt, copy_tables, exported_view, fetch, server_clock};
+pub use snapshot::{Progress, View, adopt, copy_tables, exported_view, fetch, present_view, server_clock};
 pub use sql::{connect, sql_error};
 pub use stream::{Channels, Delivery, Item, QUEUE, Stream};
+pub use traces::{audits, histories};

@@ -139,8 +139,16 @@ pub struct SlotFacts {
     pub retained_bytes: Option<i64>,
     /// Bytes of log written and not confirmed yet.
     pub lag_bytes: Option<i64>,
-    /// Why the server gave it up (from version 17 on).
+    /// Bytes of log that may still be written before the server may give it up; `None` where nothing limits that, or when it is
+    /// lost.
+    pub safe_bytes: Option<i64>,
+    /// Why the server gave it up (`pg_replication_slots.invalidation_reason`, from version 17 on; on 16 only a conflict with
+    /// recovery is known).
     pub invalidation: Option<String>,
+    /// Whether standbys that synchronize slots are to have it (from version 17 on).
+    pub failover: Option<bool>,
+    /// Whether this server is a standby that has it from its primary (from version 17 on).
+    pub synced: Option<bool>,
     /// How long nobody has read it (from version 17 on).
     inactive_seconds: Option<f64>,
     /// The server's own measure for a reader: from writing to confirmation.
@@ -178,9 +186,11 @@ pub async fn slot_facts(client: &Client, info: &ConnInfo, name: &str) -> Result<
                     coalesce(s.wal_status, ''), coalesce(s.confirmed_flush_lsn::text, ''),
                     pg_catalog.pg_wal_lsn_diff(here.lsn, s.restart_lsn)::bigint,
                     pg_catalog.pg_wal_lsn_diff(here.lsn, s.confirmed_flush_lsn)::bigint,
-                    to_jsonb(s) ->> 'invalidation_reason',
+                    coalesce(to_jsonb(s) ->> 'invalidation_reason',
+                             CASE WHEN (to_jsonb(s) ->> 'conflicting')::bool THEN 'conflict with recovery' END),
                     extract(epoch FROM now() - (to_jsonb(s) ->> 'inactive_since')::timestamptz)::float8,
-                    extract(epoch FROM w.flush_lag)::float8, w.state IS NOT NULL
+                    extract(epoch FROM w.flush_lag)::float8, w.state IS NOT NULL,
+                    s.safe_wal_size::bigint, (to_jsonb(s) ->> 'failover')::bool, (to_jsonb(s) ->> 'synced')::bool
              FROM pg_catalog.pg_replication_slots s
              CROSS JOIN (SELECT CASE WHEN pg_catalog.pg_is_in_recovery() THEN pg_catalog.pg_last_wal_replay_lsn()
                                      ELSE pg_catalog.pg_current_wal_lsn() END AS lsn) here
@@ -203,6 +213,9 @@ pub async fn slot_facts(client: &Client, info: &ConnInfo, name: &str) -> Result<
         inactive_seconds: row.get(8),
         flush_lag_seconds: row.get(9),
         sees_reader: row.get(10),
+        safe_bytes: row.get(11),
+        failover: row.get(12),
+        synced: row.get(13),
     }))
 }
 
@@ -339,7 +352,10 @@ mod tests {
             confirmed: Lsn(1),
             retained_bytes: Some(9),
             lag_bytes: Some(9),
+            safe_bytes: None,
             invalidation: None,
+            failover: None,
+            synced: None,
             inactive_seconds: Some(60.0),
             flush_lag_seconds: None,
             sees_reader: false,

@@ -2,7 +2,7 @@
 //! place for both kinds of connection.
 
 use super::conn_info::ConnInfo;
-use crate::error::{Error, Kind};
+use crate::error::{Error, Kind, RECOVER};
 
 /// The error for an `ErrorResponse` with this SQLSTATE and message, while `doing` something ("reading slot …").
 pub(crate) fn refusal(info: &ConnInfo, doing: &str, sqlstate: &str, message: &str) -> Error {
@@ -52,18 +52,14 @@ pub(crate) fn refusal(info: &ConnInfo, doing: &str, sqlstate: &str, message: &st
             Kind::SlotInUse,
             "stop the other reader, or give this flagpost a slot of its own (source.slot)",
         ),
-        "42704" if message.contains("replication slot") => told(
-            Kind::SlotLost,
-            "run \"flagpost setup --resnapshot\" (what changed since it was dropped cannot be told any more)",
-        ),
+        "42704" if message.contains("replication slot") => told(Kind::SlotLost, RECOVER),
         "42704" if message.contains("publication") => told(Kind::DatabaseRefuses, "run \"flagpost setup\""),
         "55000" if message.contains("wal_level") || message.contains("logical decoding requires") => {
             told(Kind::DatabaseRefuses, "run ALTER SYSTEM SET wal_level = logical and restart the server")
         }
-        "55000" if message.contains("replication slot") => told(
-            Kind::SlotLost,
-            "the server has given the slot up: run \"flagpost setup --resnapshot\" (what changed in between cannot be told any more)",
-        ),
+        "55000" if message.contains("replication slot") => {
+            told(Kind::SlotLost, &format!("the server has given the slot up: {RECOVER}"))
+        }
         "42P01" | "42703" => told(
             Kind::DatabaseRefuses,
             "this is no Flagsmith database that flagpost knows: \"flagpost check\" lists what is missing",

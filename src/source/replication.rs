@@ -10,7 +10,7 @@ use tracing::info;
 use super::conn_info::ConnInfo;
 use super::wire::{TextRow, Wire};
 use crate::change::Lsn;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Kind, RECOVER, Result};
 
 /// The slot, the publication and the schema that changes are read from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -63,26 +63,32 @@ pub struct SlotState {
 impl SlotState {
     /// `Err` says why the slot cannot be read by us.
     pub fn require(&self, name: &str, database: &str) -> Result<()> {
-        if self.plugin != PLUGIN || self.database != database {
-            return Err(Error::new(
-                Kind::DatabaseRefuses,
-                format!(
-                    "replication slot {name:?} is somebody else's (plugin {}, database {}): give flagpost another name with \
-                     source.slot",
-                    self.plugin, self.database
-                ),
-            ));
-        }
+        self.require_ours(name, database)?;
         if self.wal_status == "lost" {
             return Err(Error::new(
                 Kind::SlotLost,
                 format!(
-                    "the server has given up replication slot {name:?} (it held more log than max_slot_wal_keep_size): begin \
-                     anew with \"flagpost setup --resnapshot\""
+                    "the server has given up replication slot {name:?} (it held more log than max_slot_wal_keep_size, or was \
+                     idle for too long): {RECOVER}"
                 ),
             ));
         }
         Ok(())
+    }
+
+    /// `Err` if it is not a slot of flagpost in this database.
+    pub fn require_ours(&self, name: &str, database: &str) -> Result<()> {
+        if self.plugin == PLUGIN && self.database == database {
+            return Ok(());
+        }
+        Err(Error::new(
+            Kind::DatabaseRefuses,
+            format!(
+                "replication slot {name:?} is somebody else's (plugin {}, database {}): give flagpost another name with \
+                 source.slot",
+                self.plugin, self.database
+            ),
+        ))
     }
 }
 

@@ -47,6 +47,14 @@ pub async fn exported_view(info: &ConnInfo, exported: &Exported) -> Result<View>
     Ok(View { client, position: exported.position, cursor: None })
 }
 
+/// What the database shows now, for whoever only looks.
+pub async fn present_view(info: &ConnInfo) -> Result<View> {
+    let client = super::connect(info).await?;
+    let begin = format!("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; {}", pinned("SET LOCAL"));
+    client.batch_execute(&begin).await.map_err(|e| sql_error(info, "taking a snapshot", &e))?;
+    Ok(View { client, position: Lsn::default(), cursor: None })
+}
+
 /// Opens the transaction that sees what the exported snapshot sees.
 pub async fn adopt(client: &Client, info: &ConnInfo, snapshot: &str) -> Result<()> {
     let begin = format!(
@@ -114,19 +122,29 @@ pub async fn fetch(
     let failed = |e: tokio_postgres::Error| sql_error(info, &format!("reading table {}", table.name()), &e);
     let begin = format!("BEGIN READ ONLY; {}", pinned("SET LOCAL"));
     client.batch_execute(&begin).await.map_err(failed)?;
-    let statement = format!(
-        "COPY (SELECT {} FROM {} WHERE \"{key_column}\" IN ({})) TO STDOUT",
-        column_list(catalog, table),
-        table_name(&catalog.schema, table),
-        literals.join(", ")
-    );
+    let rest = format!("WHERE \"{key_column}\" IN ({})", literals.join(", "));
+    let rows = copy_rows(client, info, catalog, table, &rest).await?;
+    client.batch_execute("COMMIT").await.map_err(failed)?;
+    Ok(rows)
+}
+
+/// The rows of a table that the client's transaction sees, with what follows FROM.
+pub(super) async fn copy_rows(
+    client: &Client,
+    info: &ConnInfo,
+    catalog: &Catalog,
+    table: Table,
+    rest: &str,
+) -> Result<Vec<Row>> {
+    let failed = |e: tokio_postgres::Error| sql_error(info, &format!("reading table {}", table.name()), &e);
+    let (columns, from) = (column_list(catalog, table), table_name(&catalog.schema, table));
+    let statement = format!("COPY (SELECT {columns} FROM {from} {rest}) TO STDOUT");
     let stream = client.copy_out(statement.as_str()).await.map_err(failed)?;
     futures_util::pin_mut!(stream);
     let mut buffer = BytesMut::new();
     while let Some(chunk) = stream.try_next().await.map_err(failed)? {
         buffer.extend_from_slice(&chunk);
     }
-    client.batch_execute("COMMIT").await.map_err(failed)?;
     let lines = <[u8]>::split(&buffer, |b| *b == b'\n').filter(|line| !line.is_empty());
     lines.map(|line| parse_line(table, line)).collect()
 }

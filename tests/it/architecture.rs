@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 const VOCABULARY: [&str; 3] = ["change", "schema", "error"];
 
 /// They put the parts together and may import anything.
-const WIRING: [&str; 9] =
-    ["baseline", "capture", "cli", "daemon", "demo", "housekeeping", "prepare", "room", "shadow"];
+const WIRING: [&str; 10] =
+    ["baseline", "capture", "cli", "daemon", "demo", "housekeeping", "prepare", "recover", "room", "shadow"];
 
 /// What each stage may import besides the vocabulary and itself, from left to right. `config` names the types that a key is
 /// parsed into, so it stands to the right of the stages, and no stage reads it.

@@ -132,7 +132,7 @@ async fn a_slot_that_another_reads_and_one_that_is_gone_are_told() {
     tokio::time::timeout(SOON, dropped).await.unwrap();
     let output = daemon.ended(SOON).await;
     assert_refused(&output, 4, "replication slot \"flagpost\" is gone");
-    refused(&first, 4, "begin anew with \"flagpost setup --resnapshot\"").await;
+    refused(&first, 4, "run \"flagpost recover\", which sends receivers what was missed").await;
     assert_refused(&first.run(&["setup"]).await, 4, "flagpost setup --resnapshot");
     first.run(&["setup", "--resnapshot"]).await.success();
 

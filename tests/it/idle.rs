@@ -61,3 +61,35 @@ async fn the_slot_follows_a_busy_table_that_is_not_published_and_that_costs_us_n
     assert!(used < took * 0.1, "{used} s of CPU in {took} s for a table that we do not read");
     daemon.terminate().await.success();
 }
+
+#[tokio::test]
+async fn the_slot_follows_the_other_databases_of_the_cluster_while_flagsmith_is_idle() {
+    let cluster = Cluster::start(cluster_options()).await.unwrap();
+    let client = flagsmith(&cluster, "127.0.0.1:1".parse().unwrap()).await;
+    let installation = Installation::new(&cluster.url("postgres", "flagsmith"));
+    installation.run(&["setup"]).await.success();
+    let daemon = Daemon::start(&installation).await;
+    cluster.create_database("busy").await.unwrap();
+    let busy = cluster.connect("busy").await.unwrap();
+    busy.batch_execute("CREATE TABLE t (id int, payload text)").await.unwrap();
+    for _ in 0..3 {
+        let sql =
+            "INSERT INTO t SELECT n, repeat(md5(n::text), 20) FROM generate_series(1, 30000) n; CHECKPOINT";
+        busy.batch_execute(sql).await.unwrap();
+    }
+    let end = lsn(&client, "SELECT pg_current_wal_lsn()::text").await;
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    loop {
+        // Writes the record from which the server learns that older log is not needed; a server at work does so by itself.
+        client.batch_execute("CHECKPOINT").await.unwrap();
+        let confirmed = lsn(&client, "SELECT confirmed_flush_lsn::text FROM pg_replication_slots").await;
+        let restart = lsn(&client, "SELECT restart_lsn::text FROM pg_replication_slots").await;
+        if confirmed >= end && restart >= end {
+            break;
+        }
+        let now = tokio::time::Instant::now();
+        assert!(now < deadline, "confirmed {confirmed}, restart {restart}, the log ended at {end}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    daemon.terminate().await.success();
+}

@@ -268,7 +268,7 @@ async fn metrics_tell_of_queues_pauses_and_breakers_while_it_runs() {
 }
 
 /// Fills a file system to the last page.
-fn fill_up(file: &Path) {
+pub(crate) fn fill_up(file: &Path) {
     let mut ballast = std::fs::File::create(file).unwrap();
     while ballast.write_all(&[0; 4096]).is_ok() {}
 }

@@ -138,6 +138,7 @@ fn due(event: &Recorded, body: String) -> Due {
         body,
         attempts: 0,
         attempts_before: 0,
+        reconstructed: event.reconstructed,
         replay: true,
         queued_at: event.recorded_at,
         commit_time: event.commit_time,

@@ -4,7 +4,7 @@ use tokio_postgres::Client;
 
 use super::{Options, run_step, show};
 use crate::config::Config;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Kind, RECOVER, Result};
 use crate::ledger::Ledger;
 use crate::prepare::fill_from_outbox;
 use crate::source::{Catalog, has_outbox, outbox_reader, read_role_steps, reader_name};
@@ -15,9 +15,8 @@ pub(super) async fn setup(
     client: &Client,
     catalog: &Catalog,
 ) -> Result<()> {
-    let install = config.outbox.install_step(catalog);
     if options.print {
-        show(&install);
+        show(&config.outbox.install_step(catalog));
         if let Some(role) = &options.role {
             show(&read_role_steps(catalog, &config.database, role));
             show(&config.outbox.grant_step(role));
@@ -32,16 +31,25 @@ pub(super) async fn setup(
         Some(ledger) => continues(config, options, client, catalog, ledger, reader.as_deref()).await?,
         None => false,
     };
-    if config.outbox.is_current(client, &config.database, catalog).await? {
-        say!("the outbox is as it must be");
-    } else {
-        run_step(config, client, &install).await?;
-    }
+    bring_up_to_date(config, client, catalog).await?;
     if let Some(ledger) = ledger.filter(|_| !is_ours) {
         fill_from_outbox(config, client, ledger, catalog).await?;
         say!("the mirror is in {}", config.state_dir.display());
     }
     Ok(())
+}
+
+/// Installs the outbox, or mends it.
+pub(in crate::cli) async fn bring_up_to_date(
+    config: &Config,
+    client: &Client,
+    catalog: &Catalog,
+) -> Result<()> {
+    if config.outbox.is_current(client, &config.database, catalog).await? {
+        say!("the outbox is as it must be");
+        return Ok(());
+    }
+    run_step(config, client, &config.outbox.install_step(catalog)).await
 }
 
 /// Whether the ledger goes on where it is. `Err` if it could not without missing something.
@@ -56,14 +64,7 @@ async fn continues(
     if options.resnapshot {
         return Ok(false);
     }
-    let lost = |why: String| {
-        Err(Error::new(
-            Kind::SlotLost,
-            format!(
-                "{why}: run \"flagpost setup --resnapshot\" to begin anew (what changed in between is not sent)"
-            ),
-        ))
-    };
+    let lost = |why: String| Err(Error::new(Kind::SlotLost, format!("{why}: {RECOVER}")));
     if ledger.checkpoint()?.is_none() {
         return match reader {
             None => Ok(false),

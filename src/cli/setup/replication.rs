@@ -4,11 +4,11 @@ use tokio_postgres::Client;
 
 use super::{Options, run_step, show};
 use crate::config::Config;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Kind, RECOVER, Result};
 use crate::ledger::Ledger;
 use crate::prepare::fill_from_slot;
 use crate::source::{
-    Catalog, Publication, Replication, grant_steps, publication_steps, server_facts, slot_step,
+    Catalog, Exported, Publication, Replication, grant_steps, publication_steps, server_facts, slot_step,
     unusable_identities,
 };
 
@@ -95,8 +95,8 @@ fn require_resnapshot_for_missed(
     Err(Error::new(
         Kind::SlotLost,
         format!(
-            "publication {:?} does not publish {}, so the stream has missed what changed there: run \"flagpost setup \
-             --resnapshot\", which mends the publication and fills the mirror again",
+            "publication {:?} does not publish {}, so the stream has missed what changed there: {RECOVER} \
+             (both mend the publication)",
             config.names.publication,
             missing.join(", ")
         ),
@@ -112,15 +112,12 @@ async fn prepare_slot(
     let name = &config.names.slot;
     let existing = replication.slot(name).await?;
     if let Some(slot) = &existing {
-        let is_usable = slot.require(name, &config.database.database);
         if !options.resnapshot {
-            is_usable?;
+            slot.require(name, &config.database.database)?;
             say!("replication slot {name:?} is there");
             return Ok(());
         }
-        if slot.plugin != crate::source::PLUGIN || slot.database != config.database.database {
-            return is_usable;
-        }
+        slot.require_ours(name, &config.database.database)?;
     }
     // The ledger is opened first: it tells whether a daemon is running, and no slot is made that could not be used.
     let ledger = if options.no_mirror { None } else { Some(Ledger::open(&config.state_dir)?) };
@@ -131,26 +128,69 @@ async fn prepare_slot(
         return Err(Error::new(
             Kind::SlotLost,
             format!(
-                "the ledger in {} has been filled before, and its slot {name:?} is gone: run \"flagpost setup --resnapshot\" \
-                 to begin anew (what changed in between is not sent)",
+                "the ledger in {} has been filled before, and its slot {name:?} is gone: {RECOVER}",
                 config.state_dir.display()
             ),
         ));
     }
-    if existing.is_some() {
-        say!("DROP_REPLICATION_SLOT \"{name}\";  -- over the replication connection");
-        replication.drop_slot(name).await?;
-    }
-    say!("{};  -- over the replication connection", replication.slot_statement(name, false).await?);
-    let exported = replication.create_slot(name, false).await?;
+    let exported = make_slot(config, &mut replication, existing.is_some()).await?;
     let Some(ledger) = ledger else { return Ok(()) };
     if let Err(error) = fill_from_slot(config, replication, &exported, ledger, catalog).await {
-        // A slot without a mirror would only hold the server's log back.
-        if let Ok(mut replication) = Replication::connect(&config.database).await {
-            replication.drop_slot(name).await.ok();
-        }
+        drop_unused_slot(config).await;
         return Err(error);
     }
     say!("the mirror is in {}, at {}", config.state_dir.display(), exported.position);
     Ok(())
+}
+
+/// Makes the slot, in the place of the one that is there.
+async fn make_slot(config: &Config, replication: &mut Replication, is_there: bool) -> Result<Exported> {
+    let name = &config.names.slot;
+    if is_there {
+        say!("DROP_REPLICATION_SLOT \"{name}\";  -- over the replication connection");
+        replication.drop_slot(name).await?;
+    }
+    say!("{};  -- over the replication connection", replication.slot_statement(name, false).await?);
+    replication.create_slot(name, false).await
+}
+
+/// A slot without a mirror would only hold the server's log back.
+pub(in crate::cli) async fn drop_unused_slot(config: &Config) {
+    if let Ok(mut replication) = Replication::connect(&config.database).await {
+        replication.drop_slot(&config.names.slot).await.ok();
+    }
+}
+
+/// What a slot that is made anew begins with.
+pub(in crate::cli) struct Renewed {
+    /// The connection that exports the snapshot, until its next command.
+    pub(in crate::cli) replication: Replication,
+    /// The slot's position and snapshot.
+    pub(in crate::cli) exported: Exported,
+}
+
+/// Brings the publication up to date and makes the slot anew, whatever became of the one before. `before_it_goes` is called when
+/// all has been checked and nothing has been changed.
+pub(in crate::cli) async fn renew_slot(
+    config: &Config,
+    client: Client,
+    catalog: &Catalog,
+    before_it_goes: impl FnOnce() -> Result<()>,
+) -> Result<Renewed> {
+    let name = &config.names.slot;
+    require_identities(config, &client, catalog).await?;
+    let existing = Publication::read(&client, &config.database, catalog, &config.names.publication).await?;
+    server_facts(&client, &config.database).await?.require_logical()?;
+    let mut replication = Replication::connect(&config.database).await?;
+    let slot = replication.slot_unread(name).await?;
+    if let Some(slot) = &slot {
+        slot.require_ours(name, &config.database.database)?;
+    }
+    before_it_goes()?;
+    for step in &publication_steps(catalog, &config.names, existing.as_ref()) {
+        run_step(config, &client, step).await?;
+    }
+    drop(client);
+    let exported = make_slot(config, &mut replication, slot.is_some()).await?;
+    Ok(Renewed { replication, exported })
 }

@@ -21,7 +21,7 @@ use super::order::{Assembler, Record};
 use super::place::{Place, Snapshot};
 use super::session::{Look, Session};
 use crate::change::{Lsn, Micros, Transaction};
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Kind, RECOVER, Result};
 use crate::source::conn_info::ConnInfo;
 use crate::source::stream::{BUDGET, BUDGET_UNIT, Channels, Delivery, Item};
 
@@ -189,8 +189,7 @@ impl Reader {
                 Kind::SlotLost,
                 format!(
                     "the triggers could not capture {} statements of Flagsmith's (table flagpost.failure and the server's log have \
-                     the reasons): what they changed is not in the outbox; mend the cause, then run \"flagpost setup \
-                     --resnapshot\"",
+                     the reasons): what they changed is not in the outbox; mend the cause, then {RECOVER}",
                     look.failures
                 ),
             ));
@@ -199,7 +198,8 @@ impl Reader {
             return Err(Error::new(
                 Kind::SlotLost,
                 "the outbox belongs to another ledger now, which takes away what it has read: point this one elsewhere, or \
-                 take the outbox over with \"flagpost setup --resnapshot\"",
+                 take the outbox over with \"flagpost recover\", which sends receivers what was missed, or with \"flagpost setup \
+                 --resnapshot\"",
             ));
         }
         Ok(look)
@@ -212,8 +212,7 @@ impl Reader {
             return Err(Error::new(
                 Kind::SlotLost,
                 format!(
-                    "the outbox is at {} and the ledger at {known}: the database was restored from an older state; begin anew \
-                     with \"flagpost setup --resnapshot\"",
+                    "the outbox is at {} and the ledger at {known}: the database was restored from an older state; {RECOVER}",
                     look.given
                 ),
             ));
@@ -221,8 +220,10 @@ impl Reader {
         if look.consumed > known {
             return Err(Error::new(
                 Kind::SlotLost,
-                "somebody else has read the outbox further than this ledger (a copy of it, or a newer state): what was taken \
-                 away cannot be told any more; begin anew with \"flagpost setup --resnapshot\"",
+                format!(
+                    "somebody else has read the outbox further than this ledger (a copy of it, or a newer state): what was \
+                     taken away cannot be told any more; {RECOVER}"
+                ),
             ));
         }
         Ok(())
@@ -349,7 +350,8 @@ async fn connect(reading: &Reading) -> Result<Session> {
             Kind::LedgerMismatch,
             format!(
                 "the ledger belongs to another database cluster (system identifier {}, this one is {system_id}): correct \
-                 database.url or state.dir, or begin anew with \"flagpost setup --resnapshot\"",
+                 database.url or state.dir, or, if the database was moved, run \"flagpost recover --moved\" (or begin anew with \
+                 \"flagpost setup --resnapshot\")",
                 reading.system_id
             ),
         ));

@@ -142,7 +142,8 @@ pub(super) fn not_there(info: &ConnInfo, doing: &str, error: &tokio_postgres::Er
         return Error::new(
             Kind::SlotLost,
             "the outbox is not there (schema flagpost lacks what it needs): run \"flagpost setup --mode outbox\"; if it was there \
-             before, what changed since it went is lost, and --resnapshot begins anew",
+             before, what changed since it went is lost: \"flagpost recover\" sends receivers the difference, and --resnapshot begins \
+             anew without it",
         );
     }
     sql_error(info, doing, error)

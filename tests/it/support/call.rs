@@ -31,6 +31,7 @@ pub(crate) fn due(body: &str) -> Due {
         attempts: 0,
         attempts_before: 0,
         queued_at: Micros::now(),
+        reconstructed: false,
         replay: false,
         commit_time: Micros::now(),
         recorded_at: Micros::now(),

@@ -88,6 +88,12 @@ impl Installation {
         self
     }
 
+    /// Every process from now on gets its state directory where everybody sees it.
+    pub(crate) fn on_any_disk(mut self) -> Installation {
+        self.small_disk = None;
+        self
+    }
+
     /// With the ops listener at a free port.
     pub(crate) fn with_ops(self) -> Installation {
         let addr = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();

@@ -1,0 +1,222 @@
+//! What the slot makes the server keep: a look now and then, a word in the log when something about it changes.
+//!
+//! It decides nothing about the daemon: [`Hold::levels`] says how full `source.max_retained_wal` is, and whoever cannot get on
+//! asks it. Each change is told once, not each look.
+//!
+//! Source: PostgreSQL manual, `pg_replication_slots` (`wal_status`, `safe_wal_size`).
+
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio_postgres::Client;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, error, info, warn};
+
+use super::conn_info::ConnInfo;
+use super::observe::{SlotFacts, slot_facts};
+use super::replication::Replication;
+use super::sql::connect;
+use crate::error::Result;
+
+/// Between two looks: one short query.
+const LOOK: Duration = Duration::from_secs(10);
+/// The same while more than half of what the server may keep is kept.
+const CLOSE_LOOK: Duration = Duration::from_secs(1);
+
+/// What the server may keep for the slot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limit {
+    /// Bytes of its log; 0 is no limit.
+    pub bytes: u64,
+    /// Whether a daemon that cannot get on gives the slot up beyond it.
+    pub gives_up: bool,
+}
+
+impl Default for Limit {
+    fn default() -> Self {
+        Limit { bytes: 10 << 30, gives_up: false }
+    }
+}
+
+/// How much of what the server may keep is kept.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Level {
+    /// Half of it at the most, or there is no limit.
+    #[default]
+    Fine,
+    /// More than half.
+    High,
+    /// More than it may.
+    Over,
+}
+
+impl Limit {
+    /// Where so many bytes are.
+    pub fn level(self, retained: i64) -> Level {
+        let retained = u64::try_from(retained).unwrap_or(0);
+        match self.bytes {
+            0 => Level::Fine,
+            limit if retained > limit => Level::Over,
+            limit if retained > limit / 2 => Level::High,
+            _ => Level::Fine,
+        }
+    }
+}
+
+/// What a look has found, as far as it is told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Seen {
+    level: Level,
+    wal_status: String,
+}
+
+/// See the module's documentation.
+pub struct Hold {
+    info: ConnInfo,
+    slot: String,
+    limit: Limit,
+    client: Option<Client>,
+    seen: Seen,
+    level: watch::Sender<Level>,
+}
+
+impl Hold {
+    /// Looks at the slot of this name.
+    pub fn new(info: ConnInfo, slot: String, limit: Limit) -> Hold {
+        let seen = Seen { level: Level::Fine, wal_status: "reserved".into() };
+        Hold { info, slot, limit, client: None, seen, level: watch::channel(Level::Fine).0 }
+    }
+
+    /// How much is kept, as of the last look.
+    pub fn levels(&self) -> watch::Receiver<Level> {
+        self.level.subscribe()
+    }
+
+    /// Looks until `stop`. A server that does not answer is left for the next look: others tell of it.
+    pub async fn watch(mut self, stop: CancellationToken) {
+        loop {
+            match stop.run_until_cancelled(self.look()).await {
+                None => return,
+                Some(Ok(Some(facts))) => self.note(&facts),
+                // None yet, or it is gone: who reads it tells.
+                Some(Ok(None)) => {}
+                Some(Err(error)) => debug!(%error, "the slot could not be looked at"),
+            }
+            let wait = if self.seen.level == Level::Fine { LOOK } else { CLOSE_LOOK };
+            if stop.run_until_cancelled(tokio::time::sleep(wait)).await.is_none() {
+                return;
+            }
+        }
+    }
+
+    async fn look(&mut self) -> Result<Option<SlotFacts>> {
+        let client = match self.client.take().filter(|client| !client.is_closed()) {
+            Some(client) => client,
+            None => connect(&self.info).await?,
+        };
+        let facts = slot_facts(&client, &self.info, &self.slot).await?;
+        self.client = Some(client);
+        Ok(facts)
+    }
+
+    fn note(&mut self, facts: &SlotFacts) {
+        let level = self.limit.level(facts.retained_bytes.unwrap_or(0));
+        let seen = Seen { level, wal_status: facts.wal_status.clone() };
+        let before = std::mem::replace(&mut self.seen, seen);
+        self.level.send_replace(level);
+        if level != before.level {
+            self.tell_level(level, before.level, facts.retained_bytes.unwrap_or(0));
+        }
+        if facts.wal_status != before.wal_status {
+            self.tell_status(facts);
+        }
+    }
+
+    fn tell_level(&self, level: Level, before: Level, wal_held_bytes: i64) {
+        let (slot, max_retained_wal) = (&self.slot, self.limit.bytes);
+        match level {
+            Level::Fine => {
+                info!(
+                    slot,
+                    wal_held_bytes, max_retained_wal, "the server keeps little of its log for the slot again"
+                );
+            }
+            Level::High if before == Level::Over => {
+                info!(
+                    slot,
+                    wal_held_bytes,
+                    max_retained_wal,
+                    "the server keeps less of its log for the slot than it may"
+                );
+            }
+            Level::High => warn!(
+                slot,
+                wal_held_bytes,
+                max_retained_wal,
+                "the server keeps more than half of source.max_retained_wal of its log for the slot: see what flagpost waits for \
+                 with \"flagpost status\""
+            ),
+            Level::Over => error!(
+                slot,
+                wal_held_bytes,
+                max_retained_wal,
+                action = if self.limit.gives_up { "drop-slot, if flagpost cannot get on" } else { "warn" },
+                "the server keeps more than source.max_retained_wal of its log for the slot, and its disk may fill up: see what \
+                 flagpost waits for with \"flagpost status\""
+            ),
+        }
+    }
+
+    fn tell_status(&self, facts: &SlotFacts) {
+        let (slot, wal_held_bytes, safe_wal_bytes) = (&self.slot, facts.retained_bytes, facts.safe_bytes);
+        let reason = facts.invalidation.as_deref();
+        match facts.wal_status.as_str() {
+            "reserved" => info!(slot, wal_held_bytes, "the slot's log is within max_wal_size again"),
+            "extended" => warn!(
+                slot,
+                wal_held_bytes,
+                safe_wal_bytes,
+                "the server keeps more of its log for the slot than max_wal_size (wal_status extended)"
+            ),
+            "unreserved" => error!(
+                slot,
+                wal_held_bytes,
+                safe_wal_bytes,
+                "the server gives the slot's log up at its next checkpoint (wal_status unreserved, max_slot_wal_keep_size): let \
+                 flagpost catch up, or raise max_slot_wal_keep_size now"
+            ),
+            status => error!(
+                slot,
+                wal_status = status,
+                reason,
+                "the server has given the slot's log up: what changed since is to be recovered with \"flagpost recover\""
+            ),
+        }
+    }
+}
+
+/// The last resort: drops the slot, so that the server need not keep its log any longer. Waits until nobody reads it.
+pub async fn give_up_slot(info: &ConnInfo, name: &str) -> Result<()> {
+    let mut replication = Replication::connect(info).await?;
+    match replication.slot_unread(name).await? {
+        Some(slot) => {
+            slot.require_ours(name, &info.database)?;
+            replication.drop_slot(name).await
+        }
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn half_of_the_limit_is_fine_and_all_of_it_is_not_over() {
+        let limit = Limit { bytes: 1000, gives_up: false };
+        let levels = [-1, 0, 500, 501, 1000, 1001, i64::MAX].map(|retained| limit.level(retained));
+        let (fine, high, over) = (Level::Fine, Level::High, Level::Over);
+        assert_eq!(levels, [fine, fine, fine, high, high, over, over]);
+        assert_eq!(Limit { bytes: 0, gives_up: true }.level(i64::MAX), fine);
+    }
+}
