@@ -4,7 +4,7 @@ mod outbox;
 mod replication;
 
 pub(super) use outbox::bring_up_to_date;
-pub(super) use replication::{renew_slot, require_identities};
+pub(super) use replication::{drop_unused_slot, renew_slot, require_identities};
 
 use clap::{Args, ValueEnum};
 use tokio_postgres::Client;

@@ -188,7 +188,9 @@ fn print_text(config: &Config, status: &Status) {
         (Mode::Replication, Some(slot), _) => print_slot(slot),
         (Mode::Replication, None, _) => {
             let mend = match status.ledger.checkpoint {
-                Some(_) => "it is gone, and changes with it: \"flagpost recover\" sends receivers what was missed",
+                Some(_) => {
+                    "it is gone, and changes with it: \"flagpost recover\" sends receivers what was missed"
+                }
                 None => "it is not there: \"flagpost setup\" makes it",
             };
             line("slot", format!("{:?}: {mend}", config.names.slot));

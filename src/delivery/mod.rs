@@ -37,8 +37,8 @@ use crate::ledger::{BreakerState, Due, Endpoint, Newsstand, Outcome, Pause, Read
 pub use answer::Answer;
 pub use breaker::{BreakerPolicy, Passage, passage};
 pub use client::{
-    ACTION, CHANGE_REQUEST_ID, CHANGE_REQUEST_TITLE, Client, EVENT_ID, REPLAY, SEQUENCE, SIGNATURE, Settings,
-    Timeouts, WEBHOOK_ID, WEBHOOK_SIGNATURE, WEBHOOK_TIMESTAMP,
+    ACTION, CHANGE_REQUEST_ID, CHANGE_REQUEST_TITLE, Client, EVENT_ID, RECONSTRUCTED, REPLAY, SEQUENCE,
+    SIGNATURE, Settings, Timeouts, WEBHOOK_ID, WEBHOOK_SIGNATURE, WEBHOOK_TIMESTAMP,
 };
 pub use guard::{DatabasePlace, Guard, Refused};
 pub use lookup::{Found, Lookup, Resolver, SystemLookup};

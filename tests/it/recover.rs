@@ -181,7 +181,6 @@ async fn what_a_running_flagsmith_did_meanwhile_ends_right_at_every_receiver(sou
 }
 
 struct Scene {
-    source: Source,
     cluster: Cluster,
     client: Client,
     receiver: Receiver,
@@ -202,7 +201,7 @@ impl Scene {
             .with("FLAGPOST_SOURCE_SETTLE", "0")
             .with("FLAGPOST_DELIVERY_RETRY", "100ms")
             .with("FLAGPOST_DELIVERY_BREAKER_FAILURES", "0");
-        let scene = Scene { source, cluster, client, receiver, installation };
+        let scene = Scene { cluster, client, receiver, installation };
         scene
             .sql(
                 "INSERT INTO features_feature SELECT (jsonb_populate_record(f, jsonb_build_object(
@@ -429,7 +428,6 @@ async fn a_dry_run_changes_nothing_and_a_running_daemon_is_not_disturbed(source:
     let told = receiver.wait_for(|all| at(all, PLAIN).len() >= 4, PATIENCE).await.unwrap();
     assert_eq!(values(at(&told, PLAIN)[3]), ("as ever".into(), "elsewhere".into()));
     daemon.terminate().await.success();
-    let _ = source;
 }
 
 #[tokio::test]
