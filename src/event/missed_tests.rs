@@ -44,13 +44,15 @@ fn environment_of(flag: &str) -> i64 {
 fn whenever_the_connection_is_cut_receivers_end_where_they_would_have_ended() {
     let all = cases();
     let mut compared = 0;
-    for cut in (0..all.len()).step_by(6) {
+    // In the end the project is deleted, and nobody is told of anything: so also until before that.
+    let ends = [all.iter().position(|(name, _)| name.starts_with("085")).unwrap(), all.len()];
+    for (cut, end) in ends.into_iter().flat_map(|end| (0..end).step_by(6).map(move |cut| (cut, end))) {
         let mut receiver = ReceiverModel::default();
         let mut told = Harness::new(Format::Current, SETTLE);
         all[..cut].iter().for_each(|(_, case)| play(&mut told, case, &mut receiver));
         let mut uncut = Harness::new(Format::Current, SETTLE);
         let mut expected = ReceiverModel::default();
-        all.iter().for_each(|(_, case)| play(&mut uncut, case, &mut expected));
+        all[..end].iter().for_each(|(_, case)| play(&mut uncut, case, &mut expected));
         let now = fresh(&uncut.engine);
         let events = recovered(&told.engine, &now, "a moment");
         let ids: HashSet<EventId> = events.iter().map(|(event, _)| event.id).collect();
@@ -78,8 +80,10 @@ fn whenever_the_connection_is_cut_receivers_end_where_they_would_have_ended() {
             }
             compared += 1;
         }
+        // Of an environment and a feature that are both new nobody can tell which was first: such a flag is told.
         for flag in known.keys() {
-            assert!(expected.0.contains_key(*flag), "cut after {cut}: {flag} is told, and is not there");
+            let is_there = expected.0.contains_key(*flag) || !old(flag);
+            assert!(is_there, "cut after {cut}: {flag} is told, and is not there");
         }
     }
     assert!(compared > 100, "only {compared}");
@@ -92,6 +96,19 @@ fn nothing_missed_is_nothing_told() {
     let now = fresh(&told.engine);
     assert!(recovered(&told.engine, &now, "a moment").is_empty());
     assert!(told.engine.mirror().difference(now.mirror()).is_empty());
+}
+
+/// With the flags that the first cases make.
+fn with_flags() -> Harness {
+    let mut harness = Harness::new(Format::Current, SETTLE);
+    cases()[..12].iter().for_each(|(_, case)| drop(harness.play(case)));
+    harness
+}
+
+fn first_states(harness: &Harness, count: usize) -> Vec<i64> {
+    let mirror = harness.engine.mirror();
+    let view = |slot| mirror.in_force(&slot, harness.engine.clock()).map(|view| view.state_id());
+    mirror.all_slots().filter_map(view).take(count).collect()
 }
 
 fn toggled(harness: &Harness, state: i64) -> RowChange {
@@ -116,9 +133,10 @@ fn commit(harness: &mut Harness, at: i64, change: RowChange) -> usize {
 #[test]
 fn a_change_that_was_read_and_not_told_yet_goes_on_from_what_was_told() {
     const NOW: i64 = 1_800_000_000_000_000;
-    let mut told = Harness::new(Format::Current, SETTLE);
+    let mut told = with_flags();
+    let state = first_states(&told, 1)[0];
     // Read, and its group is open; what follows is missed.
-    let first = toggled(&told, 1);
+    let first = toggled(&told, state);
     assert_eq!(commit(&mut told, NOW, first), 0);
     let events = recovered(&told.engine, &fresh(&told.engine), "a moment");
     let [(event, _)] = events.as_slice() else { panic!("{events:?}") };
@@ -127,26 +145,20 @@ fn a_change_that_was_read_and_not_told_yet_goes_on_from_what_was_told() {
         |view: &Option<StateView>| view.as_ref().unwrap().state.flag(crate::schema::feature_state::ENABLED);
     assert_ne!(enabled(&payload.previous), enabled(&payload.new));
     // Changed back while nobody looked.
-    let mut now = Harness::new(Format::Current, SETTLE);
-    let (there, back) = (toggled(&now, 1), ());
-    commit(&mut now, NOW, there);
-    let again = toggled(&now, 1);
-    commit(&mut now, NOW + 1, again);
-    assert_eq!(back, ());
+    let mut now = with_flags();
+    for at in [NOW, NOW + 1] {
+        let change = toggled(&now, state);
+        commit(&mut now, at, change);
+    }
     assert!(recovered(&told.engine, &fresh(&now.engine), "a moment").is_empty());
 }
 
 #[test]
 fn history_says_who_and_when_and_in_which_order() {
     const NOW: i64 = 1_800_000_000_000_000;
-    let told = Harness::new(Format::Current, SETTLE);
-    let mut now = Harness::new(Format::Current, SETTLE);
-    let states: Vec<i64> = {
-        let mut slots: Vec<_> = now.engine.mirror().all_slots().collect();
-        slots.truncate(3);
-        let view = |slot| now.engine.mirror().in_force(slot, Micros(NOW)).unwrap().state_id();
-        slots.iter().map(view).collect()
-    };
+    let told = with_flags();
+    let mut now = with_flags();
+    let states = first_states(&now, 3);
     for state in &states {
         let change = toggled(&now, *state);
         commit(&mut now, NOW, change);

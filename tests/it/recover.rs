@@ -81,6 +81,12 @@ async fn last_ids(client: &Client) -> BTreeMap<&'static str, i64> {
     ids
 }
 
+/// Deliveries that are still to be made.
+async fn pending(installation: &Installation) -> u64 {
+    let status = installation.run(&["status", "--json"]).await.json();
+    status["endpoints"].as_array().unwrap().iter().map(|endpoint| endpoint["pending"].as_u64().unwrap()).sum()
+}
+
 async fn environments(client: &Client) -> BTreeSet<i64> {
     let rows = client.query("SELECT id::bigint FROM environments_environment", &[]).await.unwrap();
     rows.iter().map(|row| row.get(0)).collect()
@@ -115,6 +121,9 @@ async fn what_a_running_flagsmith_did_meanwhile_ends_right_at_every_receiver(sou
         at(all, ALL).iter().any(|r| String::from_utf8_lossy(&r.body).contains("end of what"))
     };
     receiver.wait_for(is_told, PATIENCE).await.unwrap();
+    while pending(&installation).await > 0 {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
     daemon.terminate().await.success();
     assert!(receiver.all().iter().all(|received| received.header(MARK).is_none()));
     receiver.clear();
@@ -123,7 +132,9 @@ async fn what_a_running_flagsmith_did_meanwhile_ends_right_at_every_receiver(sou
     lose(source, &client).await;
     let before = Effective::read(&client).await;
     let (known, ids) = (environments(&client).await, last_ids(&client).await);
-    for path in &cases()[TOLD..] {
+    // In the end everything is deleted, and nobody would be told of anything.
+    let missed = cases().into_iter().skip(TOLD).take_while(|path| !path.to_string_lossy().contains("/085-"));
+    for path in &missed.collect::<Vec<_>>() {
         let case = replay.read(path);
         replay.case(&case).await;
     }
@@ -339,6 +350,10 @@ fn is_of(received: &Received, feature: i64) -> bool {
     [&data["new_state"], &data["previous_state"]].iter().any(|state| state["feature"]["id"] == feature)
 }
 
+fn ids<'a>(received: &[&'a Received]) -> BTreeSet<&'a str> {
+    received.iter().map(|received| received.header("x-flagpost-event-id").unwrap()).collect()
+}
+
 async fn a_recovery_that_is_killed_at_any_moment_is_done_once_by_the_next(source: Source) {
     let s = Scene::new(source).await;
     let daemon = Daemon::start(&s.installation).await;
@@ -368,11 +383,12 @@ async fn a_recovery_that_is_killed_at_any_moment_is_done_once_by_the_next(source
     s.installation.run(&["recover"]).await.success();
     assert_eq!(s.events().await, 6);
     let daemon = Daemon::start(&s.installation).await;
-    let came = s.wait_for(PLAIN, 6).await;
-    let ids: BTreeSet<&str> = came.iter().map(|r| r.header("x-flagpost-event-id").unwrap()).collect();
-    assert_eq!(ids.len(), 6);
+    // The daemon that was killed may not have noted what it had sent: that comes again, with the same id.
+    let all = s.receiver.wait_for(|all| ids(&at(all, PLAIN)).len() >= 6, PATIENCE).await.unwrap();
+    let came = at(&all, PLAIN);
+    assert_eq!(ids(&came).len(), 6);
     for flag in 1001..=1005_i64 {
-        let told: Vec<(Json, Json)> = came.iter().filter(|r| is_of(r, flag)).map(values).collect();
+        let told: Vec<(Json, Json)> = came.iter().filter(|r| is_of(r, flag)).map(|r| values(r)).collect();
         let first = if flag == 1001 { "told" } else { "first" };
         assert_eq!(told.last(), Some(&(first.into(), "missed".into())), "{flag}");
     }
