@@ -173,3 +173,47 @@ fn copy(from: &Path, to: &Path) {
         }
     }
 }
+
+#[tokio::test]
+async fn a_slot_that_the_server_has_given_up_is_told_and_recovered() {
+    let options = Options::default()
+        .set("max_wal_size", "32MB")
+        .set("min_wal_size", "32MB")
+        .set("max_slot_wal_keep_size", "32MB");
+    let (_cluster, client, receiver, installation) = site(Source::Replication, options).await;
+    let installation = installation.with("FLAGPOST_SOURCE_SETTLE", "0");
+    installation.run(&["setup"]).await.success();
+    client.batch_execute("CREATE TABLE other (payload text)").await.unwrap();
+    let s = Scene { client, receiver, installation, _cluster };
+    let status = s.installation.run(&["status", "--json"]).await.json();
+    let slot = &status["database"]["slot"];
+    assert!(slot["safe_bytes"].as_i64().is_some_and(|bytes| bytes > 0), "{status:#}");
+    // Nobody runs.
+    s.set("missed").await;
+    until("the server gives the slot up", async || {
+        s.write_log().await;
+        s.client.batch_execute("CHECKPOINT").await.unwrap();
+        let sql = "SELECT wal_status = 'lost' FROM pg_replication_slots";
+        s.client.query_one(sql, &[]).await.unwrap().get(0)
+    })
+    .await;
+    let version: i32 =
+        s.client.query_one("SELECT current_setting('server_version_num')::int", &[]).await.unwrap().get(0);
+    let status = s.installation.run(&["status", "--json"]).await.json();
+    let slot = &status["database"]["slot"];
+    let knows_more = version >= 170_000;
+    assert_eq!(slot["wal_status"], "lost", "{status:#}");
+    assert_eq!(slot["invalidation_reason"] == "wal_removed", knows_more, "{status:#}");
+    assert_eq!(slot["failover"] == true, knows_more, "{status:#}");
+    assert_eq!(slot["synced"] == false, knows_more, "{status:#}");
+    let text = s.installation.run(&["status"]).await.success();
+    let named = text.contains("SLOT LOST") && text.contains("flagpost recover");
+    assert!(named && text.contains("(wal_removed)") == knows_more, "{text}");
+    let refused = s.installation.run(&["run"]).await;
+    assert!(refused.code == 4 && refused.stderr.contains("flagpost recover"), "{refused:?}");
+    s.installation.run(&["recover"]).await.success();
+    let daemon = Daemon::start(&s.installation).await;
+    let came = s.wait_for_value("missed").await;
+    assert_eq!(came.header("x-flagpost-reconstructed"), Some("true"));
+    daemon.terminate().await.success();
+}
