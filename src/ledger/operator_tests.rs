@@ -118,7 +118,7 @@ fn filled(directory: &Path, count: i64) -> Ledger {
     let mut event = sql
         .prepare(
             "INSERT INTO event VALUES (?1, ?2, 'FLAG_UPDATED', 'updated', 1, 1, ?3, ?4, 'f' || ?4, 1, NULL, NULL, '0/1', 1,
-             ?5, ?5 + 1000000)",
+             ?5, ?5 + 1000000, 0)",
         )
         .unwrap();
     let mut delivery = sql
