@@ -27,7 +27,7 @@ pub async fn fill(
 ) -> Result<Ledger> {
     let View { client, position, cursor } = view;
     let clock = server_clock(&client, &config.database).await?;
-    ledger.begin_snapshot(identity)?;
+    ledger.begin_snapshot(identity, clock)?;
     let writer = ledger.start_writer()?;
     let mut display = Display::new();
     let writes = writer.writes.clone();

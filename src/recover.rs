@@ -96,10 +96,9 @@ pub async fn compare(
     engine.forget_all_superseded(&mut |_| {});
     let missed = engine.missed(&told);
     let states: Vec<i64> = missed.iter().flat_map(|missed| missed.states()).collect();
-    let since = told.clock();
+    let since = ledger.clock()?.unwrap_or(until);
     let history = histories(&client, &config.database, catalog, &states, since).await?;
-    let audits =
-        audits(&client, &config.database, catalog, Micros(since.0.saturating_sub(AUDIT_SLACK))).await?;
+    let audits = audits(&client, &config.database, catalog, audits_from(ledger, since)?).await?;
     let audits = without_recorded(&told, ledger, audits)?;
     let name = format!("recovered at {position} {}", until.0);
     let events = engine.reconstruct(&told, missed, &history, audits, &name);
@@ -113,6 +112,12 @@ pub async fn compare(
         position,
         cursor,
     })
+}
+
+/// From when on rows of the audit log are asked for: never from before the ledger was there.
+fn audits_from(ledger: &Ledger, since: Micros) -> Result<Micros> {
+    let with_slack = Micros(since.0.saturating_sub(AUDIT_SLACK));
+    Ok(ledger.filled_at()?.map_or(since, |filled| filled.max(with_slack)))
 }
 
 /// The rows of the audit log whose events are not on record.
@@ -141,7 +146,7 @@ async fn copied(config: &Config, catalog: &Catalog, client: &Client) -> Result<M
         |progress| display.show(progress),
     )
     .await;
-    display.finish(rows.as_ref().ok().copied());
+    display.finish(None);
     rows?;
     Ok(mirror)
 }

@@ -127,14 +127,10 @@ impl Said {
         let (since, until) = (moment::exact(found.since), moment::exact(found.until));
         let mut lines = vec![
             format!("compared what receivers were told last ({since}) with the database ({until})"),
-            format!("{} rows of the mirror differ", found.rows()),
-            format!("{} events {what}, marked as reconstructed:", found.events.len()),
+            format!("rows of the mirror that differ: {}", found.rows()),
+            format!("events {what}, marked as reconstructed: {}", found.events.len()),
         ];
         lines.extend(found.events.iter().map(|(event, to)| line(event, to.len(), found.mirror())));
-        if found.events.is_empty() {
-            lines.pop();
-            lines.push(format!("0 events {what}: receivers know everything"));
-        }
         Said(lines)
     }
 

@@ -173,6 +173,12 @@ impl Ledger {
         Ok(self.meta("clock")?.and_then(|text| text.parse().ok()).map(Micros))
     }
 
+    /// The server's clock when the mirror was filled from a snapshot: what was before it has not been told. `None` where an older
+    /// flagpost filled it.
+    pub fn filled_at(&self) -> Result<Option<Micros>> {
+        Ok(self.meta("filled_at")?.and_then(|text| text.parse().ok()).map(Micros))
+    }
+
     /// For what the ledger was last written: open groups were read for this purpose.
     pub fn purpose(&self) -> Result<Purpose> {
         let is_shadow = self.meta("purpose")?.is_some_and(|name| name == Purpose::Shadow.name());
@@ -198,8 +204,9 @@ impl Ledger {
     }
 
     /// Forgets mirror, open groups and checkpoint (events and deliveries stay) and takes the given identity: what comes
-    /// next is a fresh copy of the database, complete with [`Write::Checkpoint`].
-    pub fn begin_snapshot(&mut self, identity: &Identity) -> Result<()> {
+    /// next is a fresh copy of the database, complete with [`Write::Checkpoint`]. `clock` is the server's: what was before it is
+    /// not told.
+    pub fn begin_snapshot(&mut self, identity: &Identity, clock: Micros) -> Result<()> {
         let transaction = self.connection.transaction().map_err(|e| schema::unusable(&self.path, e))?;
         let clear = || -> rusqlite::Result<()> {
             transaction.execute_batch(
@@ -211,6 +218,7 @@ impl Ledger {
                 ("database", identity.database.as_str()),
                 ("slot", identity.slot.as_str()),
                 ("columns", columns.as_str()),
+                ("filled_at", clock.0.to_string().as_str()),
             ] {
                 transaction.execute("INSERT OR REPLACE INTO meta VALUES (?1, ?2)", params![key, value])?;
             }

@@ -227,12 +227,23 @@ impl Scene {
                  FROM features_featurestatevalue v, generate_series(1, 5) n WHERE v.id = 1",
             )
             .await;
+        // Nobody is told of what was before flagpost.
+        scene.audit(900_000).await;
         scene.installation.run(&["setup"]).await.success();
         scene
     }
 
     async fn sql(&self, sql: &str) {
         self.client.batch_execute(sql).await.unwrap_or_else(|e| panic!("{sql}: {e:?}"));
+    }
+
+    /// A row of the audit log, just now.
+    async fn audit(&self, id: u32) {
+        self.sql(&format!(
+            "INSERT INTO audit_auditlog (id, created_date, log, project_id, is_system_event)
+             VALUES ({id}, clock_timestamp(), 'row {id}', 1, false)"
+        ))
+        .await;
     }
 
     async fn set(&self, flag: u32, value: &str) {
@@ -277,6 +288,8 @@ async fn what_was_queued_goes_first_and_several_changes_of_one_flag_are_one_even
     s.receiver.answer(PLAIN, Answer::status(500));
     s.set(1, "told").await;
     s.wait_for("/dev-signed", 1).await;
+    s.audit(900_001).await;
+    s.wait_for(ALL, 1).await;
     daemon.terminate().await.success();
     lose(source, &s.client).await;
     // One flag several times, one there and back, one by nobody, one after the others by an earlier edit, one new, one gone.
@@ -289,7 +302,7 @@ async fn what_was_queued_goes_first_and_several_changes_of_one_flag_are_one_even
     s.sql("UPDATE features_feature SET deleted_at = clock_timestamp() WHERE id = 1005").await;
     s.sql("DELETE FROM environments_webhook WHERE url LIKE '%/prod-plain'").await;
     let said = s.installation.run(&["recover"]).await.success();
-    assert!(said.contains("4 events to be sent"), "{said}");
+    assert!(said.contains("events to be sent, marked as reconstructed: 4\n"), "{said}");
     s.receiver.clear();
     s.receiver.answer(PLAIN, Answer::status(200));
     let daemon = Daemon::start(&s.installation).await;
@@ -341,7 +354,7 @@ async fn what_was_queued_goes_first_and_several_changes_of_one_flag_are_one_even
     // A second one finds nothing.
     daemon.terminate().await.success();
     let again = s.installation.run(&["recover"]).await.success();
-    assert!(again.contains("0 events") && s.events().await == 5, "{again}");
+    assert!(again.contains("reconstructed: 0\n") && s.events().await == 6, "{again}");
 }
 
 /// Whether a body of format `classic` is about this feature.
@@ -410,7 +423,10 @@ async fn a_dry_run_changes_nothing_and_a_running_daemon_is_not_disturbed(source:
     s.set(1, "missed").await;
     for _ in 0..2 {
         let said = s.installation.run(&["recover", "--dry-run"]).await.success();
-        assert!(said.contains("1 events would be sent") && said.contains("flag_1"), "{said}");
+        assert!(
+            said.contains("events would be sent, marked as reconstructed: 1\n") && said.contains("flag_1"),
+            "{said}"
+        );
     }
     assert_eq!(s.events().await, 1);
     s.installation.run(&["recover"]).await.success();
@@ -439,7 +455,7 @@ async fn a_dry_run_changes_nothing_and_a_running_daemon_is_not_disturbed(source:
     let refused = installation.run(&["recover"]).await;
     assert!(refused.code == 4 && refused.stderr.contains("recover --moved"), "{refused:?}");
     let said = installation.run(&["recover", "--moved"]).await.success();
-    assert!(said.contains("1 events to be sent"), "{said}");
+    assert!(said.contains("events to be sent, marked as reconstructed: 1\n"), "{said}");
     let daemon = Daemon::start(&installation).await;
     let told = receiver.wait_for(|all| at(all, PLAIN).len() >= 4, PATIENCE).await.unwrap();
     assert_eq!(values(at(&told, PLAIN)[3]), ("as ever".into(), "elsewhere".into()));
