@@ -13,11 +13,11 @@ use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::Instant;
 use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, warn};
 
 use crate::change::{Key, Lsn, Micros, Row, Transaction};
 use crate::error::{Policy, Result};
-use crate::event::{Effect, Engine, Format};
+use crate::event::{Effect, EndpointKey, Engine, Format, Routing};
+use crate::fact::{EndpointRemoved, Captured, KeepaliveAsked, RowsUnfetched, SupersededForgotten};
 use crate::ledger::{EventRecord, Purpose, Write};
 use crate::mirror::Mirror;
 use crate::schema::Table;
@@ -34,10 +34,33 @@ const FETCH_AT_ONCE: usize = 1_000;
 /// Between two tries to fetch rows.
 const FETCH_WAIT: Duration = Duration::from_secs(2);
 
+/// What holds from now on.
+pub struct Order {
+    /// Who gets what.
+    pub routing: Routing,
+    /// Whether a change of a feature's own metadata is an event.
+    pub metadata_events: bool,
+    /// Endpoints that are no more: what is queued for them is dropped.
+    pub gone: Vec<EndpointKey>,
+    /// Told when it holds.
+    pub taken: oneshot::Sender<()>,
+}
+
+/// What the thread wakes up for.
+enum Next {
+    Delivery(Delivery),
+    Order(Order),
+    /// The stream's side is closed.
+    End,
+    /// It is time for something.
+    Time,
+}
+
 /// See the module's documentation.
 pub struct Capture {
     engine: Engine,
     items: mpsc::Receiver<Delivery>,
+    orders: mpsc::Receiver<Order>,
     writer: Effects,
     probe: Arc<Notify>,
     rows: Rows,
@@ -65,6 +88,7 @@ impl Capture {
         engine: Engine,
         checkpoint: Lsn,
         items: mpsc::Receiver<Delivery>,
+        orders: mpsc::Receiver<Order>,
         writes: mpsc::Sender<Write>,
         probe: Arc<Notify>,
         rows: Rows,
@@ -73,6 +97,7 @@ impl Capture {
         Capture {
             engine,
             items,
+            orders,
             writer: Effects { writes, default_format, checkpoint, is_gone: false },
             probe,
             rows,
@@ -89,29 +114,55 @@ impl Capture {
         self.forget_superseded();
         loop {
             let wake_at = self.next_wake();
-            let next = runtime.block_on(async {
-                match wake_at {
-                    Some(at) => tokio::time::timeout_at(at, self.items.recv()).await.ok(),
-                    None => Some(self.items.recv().await),
-                }
-            });
-            match next {
-                Some(Some(delivery)) => {
+            match runtime.block_on(self.next(wake_at)) {
+                Next::Delivery(delivery) => {
                     if !self.take(delivery, runtime)? {
                         return Ok(());
                     }
                 }
-                Some(None) => {
+                Next::Order(order) => self.go_on_by(order),
+                Next::End => {
                     self.write_idle_position();
                     return Ok(());
                 }
-                None => self.wake(),
+                Next::Time => self.wake(),
             }
             if self.writer.is_gone {
                 // The writer tells why itself.
                 return Ok(());
             }
         }
+    }
+
+    async fn next(&mut self, wake_at: Option<Instant>) -> Next {
+        let time = async {
+            match wake_at {
+                Some(at) => tokio::time::sleep_until(at).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            biased;
+            // Between two transactions, so that each is routed as a whole.
+            Some(order) = self.orders.recv() => Next::Order(order),
+            delivery = self.items.recv() => delivery.map_or(Next::End, Next::Delivery),
+            () = time => Next::Time,
+        }
+    }
+
+    fn go_on_by(&mut self, order: Order) {
+        self.writer.default_format = order.routing.formats.default;
+        self.engine.set_routing(order.routing);
+        self.engine.set_metadata_events(order.metadata_events);
+        if !order.gone.is_empty() {
+            for endpoint in order.gone {
+                EndpointRemoved { endpoint_id: endpoint.to_string() }.tell();
+                self.writer.send(Write::EndpointGone(endpoint));
+            }
+            self.writer.checkpoint(self.writer.checkpoint, self.engine.clock());
+        }
+        // Whoever asked may have gone.
+        order.taken.send(()).ok();
     }
 
     /// A snapshot brings versions that others have superseded, and so may a ledger of an older flagpost.
@@ -123,7 +174,7 @@ impl Capture {
             writer.write(effect);
         });
         if count > 0 {
-            debug!(rows = count, "superseded versions were forgotten");
+            SupersededForgotten { rows: count }.tell();
             writer.checkpoint(writer.checkpoint, engine.clock());
         }
     }
@@ -157,7 +208,13 @@ impl Capture {
         for (table, row) in missing {
             engine.supply(table, row, &mut |effect| writer.write(effect));
         }
+        let captured = Captured {
+            lsn: end.to_string(),
+            xid: transaction.xid,
+            changes: u64::try_from(transaction.changes.len()).unwrap_or(u64::MAX),
+        };
         engine.transaction(transaction, &mut |effect| writer.write(effect));
+        captured.tell();
         if let Some(cursor) = cursor {
             writer.send(Write::Cursor(cursor));
         }
@@ -214,7 +271,7 @@ impl Capture {
         let now = Instant::now();
         if self.next_probe().is_some_and(|at| at <= now) {
             self.last_probe = Some(now);
-            debug!(server_now = ?self.server_now(), "asking the server for a keepalive");
+            KeepaliveAsked { server_now: self.server_now().map(|now| now.0) }.tell();
             self.probe.notify_one();
         }
     }
@@ -326,7 +383,7 @@ impl Rows {
             if error.kind().policy() == Policy::Stop {
                 return Err(error);
             }
-            warn!(%error, table = table.name(), "rows that a change refers to cannot be fetched: trying again");
+            RowsUnfetched { error: error.to_string(), table: table.name() }.tell();
             runtime.block_on(stop.run_until_cancelled(tokio::time::sleep(FETCH_WAIT)));
         }
     }

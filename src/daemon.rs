@@ -12,7 +12,6 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
 
 use crate::capture::{self, Capture, Rows};
 use crate::change::{Lsn, Micros};
@@ -20,6 +19,7 @@ use crate::config::Config;
 use crate::delivery::{Client, Dispatcher, Options};
 use crate::error::{Error, Kind, Result};
 use crate::event::{EndpointKey, Engine, Format, Formats, Routing};
+use crate::fact::{EndpointRemoved, Stopped, StoppedUnconnected, Stopping};
 use crate::housekeeping::Housekeeper;
 use crate::ledger::{Identity, Ledger, Newsstand, Purpose, Reader, Write};
 use crate::mirror::Mirror;
@@ -149,7 +149,7 @@ fn stop_on_signals(stop: &CancellationToken) -> Result<()> {
         let stop = stop.clone();
         tokio::spawn(async move {
             if signal.recv().await.is_some() {
-                info!("stopping");
+                Stopping {}.tell();
                 ops::service::stopping();
                 stop.cancel();
             }
@@ -200,7 +200,7 @@ fn drop_removed(config: &Config, outlet: &Outlet) -> Result<()> {
     }
     for write in &writes {
         if let Write::EndpointGone(endpoint_id) = write {
-            warn!(%endpoint_id, "the endpoint is in the configuration no more: what was queued for it is dropped");
+            EndpointRemoved { endpoint_id: endpoint_id.to_string() }.tell();
         }
     }
     // Nothing has been captured yet: the position is the ledger's.
@@ -494,9 +494,9 @@ impl Running {
         }
         match source {
             Some(source) => source.finish().await,
-            None => warn!("stopped without a connection: the last position is confirmed at the next start"),
+            None => StoppedUnconnected {}.tell(),
         }
-        info!("stopped");
+        Stopped {}.tell();
         Ok(())
     }
 }

@@ -12,6 +12,7 @@ pub mod delivery;
 pub mod demo;
 pub mod error;
 pub mod event;
+pub mod fact;
 pub mod housekeeping;
 pub mod ledger;
 pub mod mirror;

@@ -7,10 +7,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info};
 
 use crate::config::Config;
 use crate::error::Error;
+use crate::fact::{DiskFull, RoomAgain};
 use crate::ledger::{Ledger, Reader};
 use crate::ops::service;
 use crate::source::{ConnInfo, connect, slot_facts};
@@ -61,7 +61,7 @@ impl Room {
                 return false;
             }
             if Ledger::room(&self.directory).is_none_or(|free| free >= self.needed) {
-                info!("there is room on the disk again: going on from the checkpoint");
+                RoomAgain {}.tell();
                 return true;
             }
         }
@@ -69,13 +69,13 @@ impl Room {
 
     async fn tell(&self, error: &Error) {
         service::status("no room on the disk of state.dir: reading and sending have stopped");
-        error!(
-            %error,
-            free_bytes = Ledger::room(&self.directory),
-            needed_bytes = self.needed,
-            wal_held_bytes = self.held().await,
-            "reading and sending have stopped until there is room: meanwhile the server keeps its log, or the outbox its rows, for us"
-        );
+        DiskFull {
+            error: error.to_string(),
+            free_bytes: Ledger::room(&self.directory),
+            needed_bytes: self.needed,
+            wal_held_bytes: self.held().await,
+        }
+        .tell();
     }
 
     /// How much of its write-ahead log the server keeps for us; `None` where it does not tell.

@@ -38,6 +38,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::config::Config;
 use crate::error::{Error, Result};
+use crate::fact::UnknownVariable;
 use crate::ops::logging;
 
 /// Correct, durable webhooks for any Flagsmith installation, read from its PostgreSQL change stream.
@@ -115,7 +116,7 @@ fn execute(cli: Cli) -> Result<u8> {
     let config = Config::load(cli.config.as_deref(), &environment)?;
     logging::start(&config)?;
     for variable in &config.unknown_variables {
-        tracing::warn!(variable, "this environment variable means nothing to flagpost: is it misspelt?");
+        UnknownVariable { variable: variable.clone() }.tell();
     }
     let runtime = runtime()?;
     let code = runtime.block_on(async {

@@ -3,6 +3,7 @@
 //! Every key of the TOML file can be given as `FLAGPOST_SECTION_KEY`, which wins over the file. Secrets come from the URL,
 //! from `database.password_file`, or from systemd's credential `database-password`; they never show in `Debug` or errors.
 
+mod changes;
 mod endpoints;
 mod notices;
 mod raw;
@@ -24,6 +25,8 @@ use crate::event::{EndpointKey, Formats, Routing, Settle, Subscription};
 use crate::ledger::Retention;
 use crate::notify::Settings as NotifySettings;
 use crate::source::{ConnInfo, Host, Names, Outbox};
+
+pub use changes::Changes;
 
 /// Where the file is looked for when `--config` names none.
 pub const DEFAULT_FILE: &str = "/etc/flagpost/flagpost.toml";
@@ -52,10 +55,14 @@ impl Mode {
 /// How log lines are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LogFormat {
+    /// The journal's where standard error is systemd's journal, else for people.
+    Auto,
     /// For people.
     Text,
     /// One JSON object a line.
     Json,
+    /// Entries of systemd's journal, with fields.
+    Journald,
 }
 
 /// The checked configuration.
@@ -111,6 +118,8 @@ pub struct Config {
     pub log_level: String,
     /// Environment variables that begin with `FLAGPOST_` and mean nothing: probably misspelt.
     pub unknown_variables: Vec<String>,
+    /// Which values were written, to tell what a reload changes.
+    digests: changes::Digests,
 }
 
 impl Config {
@@ -122,8 +131,8 @@ impl Config {
             None => String::new(),
         };
         let shown = file.unwrap_or(Path::new(DEFAULT_FILE));
-        let (raw, unknown_variables) = raw::parse(&text, shown, environment)?;
-        check(raw, unknown_variables, environment)
+        let written = raw::parse(&text, shown, environment)?;
+        check(written, environment)
     }
 
     /// What webhooks may reach.
@@ -164,10 +173,10 @@ fn read(path: &Path) -> Result<String> {
 }
 
 fn check(
-    raw: raw::Raw,
-    unknown_variables: Vec<String>,
+    written: raw::Written,
     environment: &BTreeMap<String, String>,
 ) -> Result<Config> {
+    let raw::Written { raw, unknown_variables, digests } = written;
     let url = raw.database.url.as_ref().ok_or_else(|| {
         Error::config(
             "database.url is missing: set it in the configuration or as FLAGPOST_DATABASE_URL (postgresql://user@host/flagsmith)",
@@ -235,6 +244,7 @@ fn check(
         log_format: log_format(raw.log.format.as_deref())?,
         log_level: raw.log.level.unwrap_or_else(|| "info".into()),
         unknown_variables,
+        digests,
     };
     if config.settle.max < config.settle.quiet {
         config.settle.max = config.settle.quiet;
@@ -365,12 +375,13 @@ fn listen(text: Option<&str>) -> Result<Option<SocketAddr>> {
 
 fn log_format(text: Option<&str>) -> Result<LogFormat> {
     match text {
-        None | Some("text") => Ok(LogFormat::Text),
+        None | Some("auto") => Ok(LogFormat::Auto),
+        Some("text") => Ok(LogFormat::Text),
         Some("json") => Ok(LogFormat::Json),
-        Some("journald") => Err(Error::config(
-            "log.format \"journald\" is not built yet: use \"text\" or \"json\", the journal keeps both",
-        )),
-        Some(other) => Err(Error::config(format!("log.format is {other:?}: use \"text\" or \"json\""))),
+        Some("journald") => Ok(LogFormat::Journald),
+        Some(other) => Err(Error::config(format!(
+            "log.format is {other:?}: use \"auto\", \"text\", \"json\" or \"journald\""
+        ))),
     }
 }
 

@@ -6,6 +6,7 @@ use std::path::Path;
 use secrecy::SecretString;
 use serde::{Deserialize, Deserializer};
 
+use super::changes::{Digests, digests};
 use crate::error::{Error, Result};
 
 #[derive(Default, Deserialize)]
@@ -209,12 +210,20 @@ pub(super) const KEYS: &[(&str, &str)] = &[
 /// Variables that begin with `FLAGPOST_` and are no keys of the configuration.
 const OTHER_VARIABLES: &[&str] = &["FLAGPOST_CONFIG", "FLAGPOST_PG_BINDIR"];
 
+/// What was written, in the file and the environment.
+pub(super) struct Written {
+    pub(super) raw: Raw,
+    /// Variables that mean nothing.
+    pub(super) unknown_variables: Vec<String>,
+    pub(super) digests: Digests,
+}
+
 /// Reads `text`, lets the environment's variables win, and names the variables that mean nothing.
 pub(super) fn parse(
     text: &str,
     path: &Path,
     environment: &BTreeMap<String, String>,
-) -> Result<(Raw, Vec<String>)> {
+) -> Result<Written> {
     let wrong = |what: &str, error: &toml::de::Error| {
         // The message and the place only: the line itself may hold a password.
         let line = error.span().map(|span| text.get(..span.start).unwrap_or_default().lines().count().max(1));
@@ -239,13 +248,14 @@ pub(super) fn parse(
             section.insert((*key).to_owned(), toml::Value::String(value.clone()));
         }
     }
+    let digests = digests(&table);
     let raw = Raw::deserialize(table).map_err(|e| {
         Error::config(format!(
             "an environment variable FLAGPOST_… cannot be used: {}",
             e.message().replace('\n', ", ")
         ))
     })?;
-    Ok((raw, unknown))
+    Ok(Written { raw, unknown_variables: unknown, digests })
 }
 
 #[derive(Deserialize)]

@@ -13,7 +13,6 @@ use base64::engine::general_purpose::STANDARD;
 use percent_encoding::{NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, USER_AGENT};
 use tokio::time::{Instant, timeout_at};
-use tracing::warn;
 use url::Url;
 
 use super::answer::{Answer, chain, judge};
@@ -26,6 +25,7 @@ use super::tls::{Tls, Trust};
 use crate::change::Micros;
 use crate::error::{Error, Result};
 use crate::event::{EndpointKey, EndpointName};
+use crate::fact::TlsUnverified;
 use crate::ledger::{Due, Endpoint};
 
 /// Deterministic id of the event; the same in every repeat, so that a receiver can drop repeats.
@@ -131,11 +131,7 @@ impl Client {
         for (name, url, options) in settings.targets.all_options() {
             if !options.tls.verifies() {
                 let endpoint = name.map(|name| EndpointKey::Configured(name).to_string()).unwrap_or_default();
-                warn!(
-                    endpoint,
-                    url = redacted(url),
-                    "TLS IS NOT VERIFIED: whoever is on the way can read and change what is sent here (verify = false)"
-                );
+                TlsUnverified { endpoint_id: endpoint.to_string(), url: redacted(url) }.tell();
             }
             if !options.tls.is_default() {
                 special.insert(place(name, url), http(&options.tls)?);

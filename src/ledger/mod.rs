@@ -291,6 +291,7 @@ impl Ledger {
             newsstand: Arc::clone(&newsstand),
             purpose,
             answers: Vec::new(),
+            recorded: Vec::new(),
         };
         let (path, lock) = (self.path, self._lock);
         std::thread::Builder::new()

@@ -6,6 +6,7 @@
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use rusqlite::{Connection, ErrorCode, OptionalExtension, params};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
@@ -17,6 +18,7 @@ use super::seal::Seal;
 use crate::change::{Key, Lsn, Micros, Row};
 use crate::error::{Error, Kind};
 use crate::event::EndpointKey;
+use crate::fact::{Recorded, meters};
 use crate::mirror::Persist;
 use crate::schema::Table;
 
@@ -114,6 +116,8 @@ pub(super) struct Writer {
     pub(super) purpose: Purpose,
     /// Who waits for the next COMMIT.
     pub(super) answers: Vec<oneshot::Sender<()>>,
+    /// Events that the next COMMIT records.
+    pub(super) recorded: Vec<Recorded>,
 }
 
 impl Writer {
@@ -123,7 +127,9 @@ impl Writer {
         while let Some(first) = self.writes.blocking_recv() {
             self.connection.execute_batch("BEGIN IMMEDIATE")?;
             let checkpoint = self.batch(first, &mut news)?;
+            let began = Instant::now();
             self.connection.execute_batch("COMMIT")?;
+            meters().ledger_commit_seconds.observe(began.elapsed().as_secs_f64());
             if let Some(lsn) = checkpoint {
                 self.durable.send_if_modified(|durable| {
                     let moved = lsn > *durable;
@@ -132,6 +138,8 @@ impl Writer {
                 });
             }
             self.newsstand.publish(&mut news);
+            // Told after the COMMIT: what it undoes was never recorded, and comes again.
+            self.recorded.drain(..).for_each(|recorded| recorded.tell());
             for recorded in self.answers.drain(..) {
                 // Whoever asked may have gone.
                 recorded.send(()).ok();
@@ -286,7 +294,7 @@ impl Writer {
         Ok(())
     }
 
-    fn event(&self, event: &EventRecord, news: &mut News) -> rusqlite::Result<()> {
+    fn event(&mut self, event: &EventRecord, news: &mut News) -> rusqlite::Result<()> {
         let now = Micros::now();
         let inserted = self
             .connection
@@ -357,6 +365,17 @@ impl Writer {
                 news.ready.insert(recipient.endpoint);
             }
         }
+        self.recorded.push(Recorded {
+            event_id: event.id.clone(),
+            kind: event.kind,
+            action: event.action.clone(),
+            organisation_id: event.organisation,
+            environment_id: event.environment,
+            feature: event.feature_name.clone(),
+            lsn: event.lsn.to_string(),
+            xid: event.xid,
+            deliveries: u64::try_from(event.recipients.len()).unwrap_or(u64::MAX),
+        });
         Ok(())
     }
 

@@ -3,6 +3,7 @@
 mod listener;
 pub mod logging;
 mod metrics;
+mod process;
 pub mod service;
 
 pub use listener::serve;

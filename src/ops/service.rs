@@ -3,7 +3,8 @@
 //! Without a service manager (no `NOTIFY_SOCKET`) nothing happens. Source: systemd's manual, sd_notify(3).
 
 use sd_notify::NotifyState;
-use tracing::debug;
+
+use crate::fact::ServiceManagerUntold;
 
 /// The mirror is loaded and the source is open.
 pub fn ready(status: &str) {
@@ -23,6 +24,6 @@ pub fn status(status: &str) {
 fn tell(states: &[NotifyState<'_>]) {
     // The daemon works without being heard.
     if let Err(error) = sd_notify::notify(states) {
-        debug!(%error, "the service manager cannot be told");
+        ServiceManagerUntold { error: error.to_string() }.tell();
     }
 }

@@ -3,12 +3,12 @@
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
 
 use super::follow::{Follow, Following};
 use super::outbox::{Reader, Reading};
 use super::stream::Channels;
 use crate::error::{Error, Policy, Result};
+use crate::fact::{SourceBack, SourceDown};
 
 /// Between two tries to connect: doubled from the first to the last.
 const FIRST_WAIT: Duration = Duration::from_millis(200);
@@ -71,7 +71,7 @@ impl Feed {
                     () = stop.cancelled() => return Ok(None),
                 }
             }
-            info!("the source is open again");
+            SourceBack {}.tell();
         }
     }
 
@@ -110,7 +110,7 @@ fn give_up_or_warn(error: &Error, wait: Duration) -> Result<()> {
         Policy::Stop => Err(Error::new(error.kind(), error.to_string())),
         Policy::Retry => {
             let retry_in_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
-            warn!(%error, retry_in_ms, "the source is down: connecting again");
+            SourceDown { error: error.to_string(), retry_in_ms }.tell();
             Ok(())
         }
     }

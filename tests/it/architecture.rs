@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-const VOCABULARY: [&str; 3] = ["change", "schema", "error"];
+const VOCABULARY: [&str; 4] = ["change", "schema", "error", "fact"];
 
 /// They put the parts together and may import anything.
 const WIRING: [&str; 9] =
