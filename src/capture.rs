@@ -20,6 +20,7 @@ use crate::error::{Policy, Result};
 use crate::event::{Effect, Engine, Format};
 use crate::ledger::{EventRecord, Purpose, Write};
 use crate::mirror::Mirror;
+use crate::pulse::{Pulse, Stage};
 use crate::schema::Table;
 use crate::source::{Catalog, ConnInfo, Delivery, Item, connect, fetch};
 
@@ -29,6 +30,8 @@ const IDLE_CHECKPOINT: Duration = Duration::from_secs(1);
 const PROBE_INTERVAL: Duration = Duration::from_millis(20);
 /// The same while the stream is down or far behind.
 const SLOW_PROBE_INTERVAL: Duration = Duration::from_millis(500);
+/// It wakes at least this often, and shows that it is there ([`Pulse`]).
+const IDLE_BEAT: Duration = Duration::from_secs(5);
 /// Rows that are fetched with one statement.
 const FETCH_AT_ONCE: usize = 1_000;
 /// Between two tries to fetch rows.
@@ -49,6 +52,7 @@ pub struct Capture {
     /// A position that a keepalive brought and that is not written yet.
     idle_position: Option<Lsn>,
     last_checkpoint_at: Instant,
+    pulse: Arc<Pulse>,
 }
 
 /// Hands effects to the ledger's writer.
@@ -57,6 +61,7 @@ struct Effects {
     default_format: Format,
     checkpoint: Lsn,
     is_gone: bool,
+    pulse: Arc<Pulse>,
 }
 
 impl Capture {
@@ -73,7 +78,7 @@ impl Capture {
         Capture {
             engine,
             items,
-            writer: Effects { writes, default_format, checkpoint, is_gone: false },
+            writer: Effects { writes, default_format, checkpoint, is_gone: false, pulse: Arc::default() },
             probe,
             rows,
             clock: None,
@@ -81,19 +86,25 @@ impl Capture {
             last_probe: None,
             idle_position: None,
             last_checkpoint_at: Instant::now(),
+            pulse: Arc::default(),
         }
+    }
+
+    /// Shows this pulse that it gets on.
+    pub fn with_pulse(mut self, pulse: Arc<Pulse>) -> Capture {
+        self.writer.pulse = Arc::clone(&pulse);
+        self.pulse = pulse;
+        self
     }
 
     /// Runs until the stream's side of the channel is closed; blocks its thread.
     pub fn run(mut self, runtime: &Handle) -> Result<()> {
         self.forget_superseded();
         loop {
+            self.pulse.beat(Stage::Capture);
             let wake_at = self.next_wake();
             let next = runtime.block_on(async {
-                match wake_at {
-                    Some(at) => tokio::time::timeout_at(at, self.items.recv()).await.ok(),
-                    None => Some(self.items.recv().await),
-                }
+                tokio::time::timeout_at(wake_at, self.items.recv()).await.ok()
             });
             match next {
                 Some(Some(delivery)) => {
@@ -153,7 +164,8 @@ impl Capture {
     ) -> Result<bool> {
         let end = transaction.end_lsn;
         let Capture { engine, writer, rows, .. } = self;
-        let Some(missing) = rows.missing(engine.mirror(), &transaction, runtime)? else { return Ok(false) };
+        let missing = rows.missing(engine.mirror(), &transaction, runtime, &self.pulse)?;
+        let Some(missing) = missing else { return Ok(false) };
         for (table, row) in missing {
             engine.supply(table, row, &mut |effect| writer.write(effect));
         }
@@ -194,9 +206,10 @@ impl Capture {
         self.clock.map(|(server, ours)| server.plus(ours.elapsed()))
     }
 
-    fn next_wake(&self) -> Option<Instant> {
+    fn next_wake(&self) -> Instant {
+        let beat = Instant::now() + IDLE_BEAT;
         let idle = self.idle_position.map(|_| self.last_checkpoint_at + IDLE_CHECKPOINT);
-        idle.into_iter().chain(self.next_probe()).min()
+        idle.into_iter().chain(self.next_probe()).fold(beat, Instant::min)
     }
 
     fn next_probe(&self) -> Option<Instant> {
@@ -270,6 +283,7 @@ impl Effects {
     }
 
     fn send(&mut self, write: Write) {
+        self.pulse.beat(Stage::Capture);
         if !self.is_gone && self.writes.blocking_send(write).is_err() {
             self.is_gone = true;
         }
@@ -296,6 +310,7 @@ impl Rows {
         mirror: &Mirror,
         transaction: &Transaction,
         runtime: &Handle,
+        pulse: &Pulse,
     ) -> Result<Option<Vec<(Table, Row)>>> {
         let mut lacking: BTreeMap<Table, Vec<Key>> = BTreeMap::new();
         for (table, key) in mirror.lacks(transaction) {
@@ -304,7 +319,11 @@ impl Rows {
         let mut found = Vec::new();
         for (table, keys) in &lacking {
             for keys in keys.chunks(FETCH_AT_ONCE) {
-                let Some(rows) = self.fetch(*table, keys, runtime)? else { return Ok(None) };
+                let Some(rows) =
+                    runtime.block_on(pulse.beat_while(Stage::Capture, self.fetch(*table, keys)))?
+                else {
+                    return Ok(None);
+                };
                 found.extend(rows.into_iter().map(|row| (*table, row)));
             }
         }
@@ -313,11 +332,10 @@ impl Rows {
 
     /// Tries until the database answers or we are told to stop: a transaction cannot be understood without these rows, and
     /// nothing after it is confirmed meanwhile.
-    fn fetch(&mut self, table: Table, keys: &[Key], runtime: &Handle) -> Result<Option<Vec<Row>>> {
+    async fn fetch(&mut self, table: Table, keys: &[Key]) -> Result<Option<Vec<Row>>> {
         let stop = self.stop.clone();
         loop {
-            let fetched = runtime.block_on(stop.run_until_cancelled(self.try_fetch(table, keys)));
-            let error = match fetched {
+            let error = match stop.run_until_cancelled(self.try_fetch(table, keys)).await {
                 None => return Ok(None),
                 Some(Ok(rows)) => return Ok(Some(rows)),
                 Some(Err(error)) => error,
@@ -327,7 +345,7 @@ impl Rows {
                 return Err(error);
             }
             warn!(%error, table = table.name(), "rows that a change refers to cannot be fetched: trying again");
-            runtime.block_on(stop.run_until_cancelled(tokio::time::sleep(FETCH_WAIT)));
+            stop.run_until_cancelled(tokio::time::sleep(FETCH_WAIT)).await;
         }
     }
 

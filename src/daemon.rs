@@ -25,6 +25,7 @@ use crate::ledger::{Identity, Ledger, Newsstand, Purpose, Reader, Write};
 use crate::mirror::Mirror;
 use crate::notify::Notifier;
 use crate::ops;
+use crate::pulse::{Phase, Pulse};
 use crate::prepare::{Prepared, Until, covering, origin, prepare};
 use crate::room::Room;
 use crate::schema::Table;
@@ -33,16 +34,20 @@ use crate::source::{Catalog, Channels, Coverage, Feed, QUEUE};
 /// How long the ledger's writer may take to tell why it ended, after another stage has failed.
 const WRITER_TELLS_WITHIN: Duration = Duration::from_millis(100);
 
+/// Between two writes that only make an idle writer show that it gets on.
+const NUDGE: Duration = Duration::from_secs(2);
+
 /// Runs until SIGTERM or SIGINT (then `Ok`), or until something is wrong that waiting does not mend. `ready` is called once,
 /// when the mirror is loaded and the stream is open.
 pub async fn run(config: &Config, ready: impl FnOnce(&str)) -> Result<()> {
     let stop = CancellationToken::new();
-    stop_on_signals(&stop)?;
+    let pulse = Arc::<Pulse>::default();
+    stop_on_signals(&stop, &pulse)?;
     let ops = tokio::spawn({
-        let (config, stop) = (config.clone(), stop.clone());
-        async move { ops::serve(&config, stop).await }
+        let (config, pulse, stop) = (config.clone(), Arc::clone(&pulse), stop.clone());
+        async move { ops::serve(&config, pulse, stop).await }
     });
-    let ended = run_as_long_as_there_is_room(config, ready, &stop).await;
+    let ended = run_as_long_as_there_is_room(config, ready, &pulse, &stop).await;
     ops.abort();
     ended
 }
@@ -50,13 +55,17 @@ pub async fn run(config: &Config, ready: impl FnOnce(&str)) -> Result<()> {
 async fn run_as_long_as_there_is_room(
     config: &Config,
     ready: impl FnOnce(&str),
+    pulse: &Arc<Pulse>,
     stop: &CancellationToken,
 ) -> Result<()> {
     let mut ready = Some(ready);
     let mut room = Room::new(config);
     loop {
-        let dispatch = |outlet: Outlet, stop| Ok(dispatcher(config, outlet)?.run(stop));
+        let dispatch = |outlet: Outlet, stop| {
+            Ok(dispatcher(config, outlet)?.with_pulse(Arc::clone(pulse)).run(stop))
+        };
         let ready = |summary: &str| {
+            pulse.enter(Phase::Running);
             match ready.take() {
                 Some(ready) => ready(summary),
                 // There was no room on the disk, and now there is.
@@ -64,11 +73,13 @@ async fn run_as_long_as_there_is_room(
             }
         };
         // A token of its own: what is still running when there is no room ends before it is begun again.
-        match run_until(config, Purpose::Send, dispatch, ready, stop.child_token()).await {
+        match run_until(config, Purpose::Send, dispatch, ready, pulse, stop.child_token()).await {
             Err(error) if error.kind() == Kind::LedgerFull => {
+                pulse.enter(Phase::NoRoom);
                 if !room.wait(&error, stop).await {
                     return Ok(());
                 }
+                pulse.enter(Phase::Starting);
             }
             ended => return ended,
         }
@@ -97,8 +108,9 @@ where
     C: Future<Output = Result<()>> + Send + 'static,
 {
     let stop = CancellationToken::new();
-    stop_on_signals(&stop)?;
-    run_until(config, purpose, consume, ready, stop).await
+    let pulse = Arc::default();
+    stop_on_signals(&stop, &pulse)?;
+    run_until(config, purpose, consume, ready, &pulse, stop).await
 }
 
 async fn run_until<C>(
@@ -106,6 +118,7 @@ async fn run_until<C>(
     purpose: Purpose,
     consume: impl FnOnce(Outlet, CancellationToken) -> Result<C>,
     ready: impl FnOnce(&str),
+    pulse: &Arc<Pulse>,
     stop: CancellationToken,
 ) -> Result<()>
 where
@@ -115,7 +128,7 @@ where
         prepared = prepare(config) => prepared?,
         () = stop.cancelled() => return Ok(()),
     };
-    let running = start(config, prepared, purpose, None, consume, stop.clone()).await?;
+    let running = start(config, prepared, purpose, None, consume, pulse, stop.clone()).await?;
     ready(&running.summary);
     running.wait().await
 }
@@ -123,7 +136,8 @@ where
 /// Captures up to this place of the source and no further, and sends nothing. `Err` if it was not reached.
 pub async fn catch_up(config: &Config, until: Until) -> Result<()> {
     let signalled = CancellationToken::new();
-    stop_on_signals(&signalled)?;
+    let pulse = Arc::default();
+    stop_on_signals(&signalled, &pulse)?;
     let interrupted = || Error::internal("interrupted: nothing is lost, run it again");
     let prepared = tokio::select! {
         prepared = prepare(config) => prepared?,
@@ -138,18 +152,19 @@ pub async fn catch_up(config: &Config, until: Until) -> Result<()> {
         })
     };
     let stop = signalled.child_token();
-    start(config, prepared, purpose, Some(until), nobody, stop).await?.wait().await?;
+    start(config, prepared, purpose, Some(until), nobody, &pulse, stop).await?.wait().await?;
     if signalled.is_cancelled() { Err(interrupted()) } else { Ok(()) }
 }
 
-fn stop_on_signals(stop: &CancellationToken) -> Result<()> {
+fn stop_on_signals(stop: &CancellationToken, pulse: &Arc<Pulse>) -> Result<()> {
     for kind in [SignalKind::terminate(), SignalKind::interrupt()] {
         let mut signal =
             signal(kind).map_err(|e| Error::internal(format!("signals cannot be listened to: {e}")))?;
-        let stop = stop.clone();
+        let (stop, pulse) = (stop.clone(), Arc::clone(pulse));
         tokio::spawn(async move {
             if signal.recv().await.is_some() {
                 info!("stopping");
+                pulse.enter(Phase::Stopping);
                 ops::service::stopping();
                 stop.cancel();
             }
@@ -216,6 +231,7 @@ async fn start<C>(
     purpose: Purpose,
     until: Option<Until>,
     consume: impl FnOnce(Outlet, CancellationToken) -> Result<C>,
+    pulse: &Arc<Pulse>,
     stop: CancellationToken,
 ) -> Result<Running>
 where
@@ -235,13 +251,14 @@ where
     let reader = ledger.reader()?;
     let housekeeping_reader = ledger.reader()?;
     let notifier_reader = ledger.reader()?;
-    let writer = ledger.start_writer()?;
+    let writer = ledger.with_pulse(Arc::clone(pulse)).start_writer()?;
+    tokio::spawn(nudge(writer.writes.downgrade()));
     let (out, items) = mpsc::channel(QUEUE);
     // What is durable may be confirmed once the publication has been seen whole.
     let (confirmable, confirmable_receiver) = watch::channel(checkpoint);
     let coverage = Coverage::new(config.database.clone(), catalog.clone(), covering(config));
     let durable = writer.durable.clone();
-    let channels = Channels::new(out, confirmable_receiver);
+    let channels = Channels::new(out, confirmable_receiver).with_pulse(Arc::clone(pulse));
     let probe = Arc::clone(&channels.probe);
     let feed = Feed::open(origin, channels).await?;
     let after = routing(config, purpose);
@@ -278,7 +295,8 @@ where
         probe,
         Rows::new(config.database.clone(), catalog, stop.clone()),
         default_format,
-    );
+    )
+    .with_pulse(Arc::clone(pulse));
     let notifier = tokio::spawn(tell_of_troubles(notifier, purpose, stop.child_token()));
     // What ends by itself takes the others with it when everything of it has been captured.
     let capture = start_capture(capture, is_bounded.then(|| stop.clone()))?;
@@ -312,6 +330,16 @@ where
         positions,
         writer_ended: writer.ended,
     })
+}
+
+/// Makes an idle writer show that it gets on, as long as others write to it.
+async fn nudge(writes: mpsc::WeakSender<Write>) {
+    loop {
+        tokio::time::sleep(NUDGE).await;
+        let Some(writes) = writes.upgrade() else { return };
+        // One whose queue is full is not idle.
+        writes.try_send(Write::Nothing).ok();
+    }
 }
 
 /// Ends when told to, also where nobody is to be told: a stage that has ended is not waited for again.

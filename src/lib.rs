@@ -18,6 +18,7 @@ pub mod mirror;
 pub mod notify;
 pub mod ops;
 pub mod prepare;
+pub mod pulse;
 pub mod room;
 pub mod schema;
 pub mod shadow;

@@ -32,6 +32,7 @@ use tracing::{info, warn};
 use crate::change::Micros;
 use crate::error::{Error, Result};
 use crate::event::EndpointKey;
+use crate::pulse::{Pulse, Stage};
 use crate::ledger::{BreakerState, Due, Endpoint, Newsstand, Outcome, Pause, Reader, Verdict, Write};
 
 pub use answer::Answer;
@@ -94,6 +95,7 @@ pub struct Dispatcher {
     lanes: BTreeMap<EndpointKey, Lane>,
     calls: JoinSet<Finished>,
     operator_mark: i64,
+    pulse: Arc<Pulse>,
 }
 
 /// A call that has ended.
@@ -124,7 +126,14 @@ impl Dispatcher {
             lanes: BTreeMap::new(),
             calls: JoinSet::new(),
             operator_mark: 0,
+            pulse: Arc::default(),
         }
+    }
+
+    /// Shows this pulse that it gets on.
+    pub fn with_pulse(mut self, pulse: Arc<Pulse>) -> Dispatcher {
+        self.pulse = pulse;
+        self
     }
 
     /// Runs until `stop`; then lets calls in flight end, within the drain time.
@@ -133,6 +142,7 @@ impl Dispatcher {
         self.wake_lanes()?;
         let mut operator = tokio::time::interval(OPERATOR_POLL);
         loop {
+            self.pulse.beat(Stage::Delivery);
             let wake = self.fill()?;
             let sleep = wake.map_or(Duration::from_secs(3600), |at| {
                 Duration::from_micros(u64::try_from(at.0 - Micros::now().0).unwrap_or(0))

@@ -18,6 +18,7 @@ use crate::change::{Key, Lsn, Micros, Row};
 use crate::error::{Error, Kind};
 use crate::event::EndpointKey;
 use crate::mirror::Persist;
+use crate::pulse::{Pulse, Stage};
 use crate::schema::Table;
 
 /// Why the writer cannot go on. What it had not committed is read again from the checkpoint.
@@ -114,6 +115,7 @@ pub(super) struct Writer {
     pub(super) purpose: Purpose,
     /// Who waits for the next COMMIT.
     pub(super) answers: Vec<oneshot::Sender<()>>,
+    pub(super) pulse: Arc<Pulse>,
 }
 
 impl Writer {
@@ -124,6 +126,7 @@ impl Writer {
             self.connection.execute_batch("BEGIN IMMEDIATE")?;
             let checkpoint = self.batch(first, &mut news)?;
             self.connection.execute_batch("COMMIT")?;
+            self.pulse.beat(Stage::Writer);
             if let Some(lsn) = checkpoint {
                 self.durable.send_if_modified(|durable| {
                     let moved = lsn > *durable;
@@ -153,6 +156,7 @@ impl Writer {
                     is_complete = true;
                 }
                 Write::Outcome(_)
+                | Write::Nothing
                 | Write::Broken(..)
                 | Write::Expire(_)
                 | Write::Purge(..)
@@ -165,6 +169,7 @@ impl Writer {
                 Write::Cursor(at) => cursor = Some(at),
                 next => self.write(next, news)?,
             }
+            self.pulse.beat(Stage::Writer);
             let received = if is_complete {
                 if count >= BATCH { None } else { self.writes.try_recv().ok() }
             } else {
@@ -216,7 +221,7 @@ impl Writer {
                 self.drop_queue(endpoint)?;
             }
             // Written at the end of the batch.
-            Write::Checkpoint(..) | Write::Cursor(_) => {}
+            Write::Checkpoint(..) | Write::Cursor(_) | Write::Nothing => {}
             Write::Purpose(purpose, recorded) => {
                 self.purpose = purpose;
                 self.answers.push(recorded);

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-const VOCABULARY: [&str; 3] = ["change", "schema", "error"];
+const VOCABULARY: [&str; 4] = ["change", "schema", "error", "pulse"];
 
 /// They put the parts together and may import anything.
 const WIRING: [&str; 9] =
@@ -11,10 +11,11 @@ const WIRING: [&str; 9] =
 
 /// What each stage may import besides the vocabulary and itself, from left to right. `config` names the types that a key is
 /// parsed into, so it stands to the right of the stages, and no stage reads it.
-const ALLOWED: [(&str, &[&str]); 11] = [
+const ALLOWED: [(&str, &[&str]); 12] = [
     ("change", &[]),
     ("schema", &[]),
     ("error", &[]),
+    ("pulse", &[]),
     ("source", &[]),
     ("mirror", &[]),
     ("event", &["mirror"]),

@@ -15,6 +15,7 @@ mod demo;
 mod endpoints;
 mod golden;
 mod golden_daemon;
+mod health;
 mod hostile;
 mod idle;
 mod migration;
