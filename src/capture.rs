@@ -17,9 +17,10 @@ use tokio_util::sync::CancellationToken;
 use crate::change::{Key, Lsn, Micros, Row, Transaction};
 use crate::error::{Policy, Result};
 use crate::event::{Effect, EndpointKey, Engine, Format, Routing};
-use crate::fact::{EndpointRemoved, Captured, KeepaliveAsked, RowsUnfetched, SupersededForgotten};
+use crate::fact::{Captured, EndpointRemoved, KeepaliveAsked, RowsUnfetched, SupersededForgotten};
 use crate::ledger::{EventRecord, Purpose, Write};
 use crate::mirror::Mirror;
+use crate::pulse::{Pulse, Stage};
 use crate::schema::Table;
 use crate::source::{Catalog, ConnInfo, Delivery, Item, connect, fetch};
 
@@ -29,6 +30,8 @@ const IDLE_CHECKPOINT: Duration = Duration::from_secs(1);
 const PROBE_INTERVAL: Duration = Duration::from_millis(20);
 /// The same while the stream is down or far behind.
 const SLOW_PROBE_INTERVAL: Duration = Duration::from_millis(500);
+/// It wakes at least this often, and shows that it is there ([`Pulse`]).
+const IDLE_BEAT: Duration = Duration::from_secs(5);
 /// Rows that are fetched with one statement.
 const FETCH_AT_ONCE: usize = 1_000;
 /// Between two tries to fetch rows.
@@ -72,6 +75,7 @@ pub struct Capture {
     /// A position that a keepalive brought and that is not written yet.
     idle_position: Option<Lsn>,
     last_checkpoint_at: Instant,
+    pulse: Arc<Pulse>,
 }
 
 /// Hands effects to the ledger's writer.
@@ -80,6 +84,7 @@ struct Effects {
     default_format: Format,
     checkpoint: Lsn,
     is_gone: bool,
+    pulse: Arc<Pulse>,
 }
 
 impl Capture {
@@ -88,7 +93,6 @@ impl Capture {
         engine: Engine,
         checkpoint: Lsn,
         items: mpsc::Receiver<Delivery>,
-        orders: mpsc::Receiver<Order>,
         writes: mpsc::Sender<Write>,
         probe: Arc<Notify>,
         rows: Rows,
@@ -97,8 +101,8 @@ impl Capture {
         Capture {
             engine,
             items,
-            orders,
-            writer: Effects { writes, default_format, checkpoint, is_gone: false },
+            orders: mpsc::channel(1).1,
+            writer: Effects { writes, default_format, checkpoint, is_gone: false, pulse: Arc::default() },
             probe,
             rows,
             clock: None,
@@ -106,13 +110,29 @@ impl Capture {
             last_probe: None,
             idle_position: None,
             last_checkpoint_at: Instant::now(),
+            pulse: Arc::default(),
         }
+    }
+
+    /// Shows this pulse that it gets on.
+    pub fn with_pulse(mut self, pulse: Arc<Pulse>) -> Capture {
+        self.writer.pulse = Arc::clone(&pulse);
+        self.pulse = pulse;
+        self
+    }
+
+    /// Other settings come by `orders`.
+    #[must_use]
+    pub fn with_orders(mut self, orders: mpsc::Receiver<Order>) -> Capture {
+        self.orders = orders;
+        self
     }
 
     /// Runs until the stream's side of the channel is closed; blocks its thread.
     pub fn run(mut self, runtime: &Handle) -> Result<()> {
         self.forget_superseded();
         loop {
+            self.pulse.beat(Stage::Capture);
             let wake_at = self.next_wake();
             match runtime.block_on(self.next(wake_at)) {
                 Next::Delivery(delivery) => {
@@ -134,19 +154,13 @@ impl Capture {
         }
     }
 
-    async fn next(&mut self, wake_at: Option<Instant>) -> Next {
-        let time = async {
-            match wake_at {
-                Some(at) => tokio::time::sleep_until(at).await,
-                None => std::future::pending().await,
-            }
-        };
+    async fn next(&mut self, wake_at: Instant) -> Next {
         tokio::select! {
             biased;
             // Between two transactions, so that each is routed as a whole.
             Some(order) = self.orders.recv() => Next::Order(order),
             delivery = self.items.recv() => delivery.map_or(Next::End, Next::Delivery),
-            () = time => Next::Time,
+            () = tokio::time::sleep_until(wake_at) => Next::Time,
         }
     }
 
@@ -204,7 +218,8 @@ impl Capture {
     ) -> Result<bool> {
         let end = transaction.end_lsn;
         let Capture { engine, writer, rows, .. } = self;
-        let Some(missing) = rows.missing(engine.mirror(), &transaction, runtime)? else { return Ok(false) };
+        let missing = rows.missing(engine.mirror(), &transaction, runtime, &self.pulse)?;
+        let Some(missing) = missing else { return Ok(false) };
         for (table, row) in missing {
             engine.supply(table, row, &mut |effect| writer.write(effect));
         }
@@ -251,9 +266,10 @@ impl Capture {
         self.clock.map(|(server, ours)| server.plus(ours.elapsed()))
     }
 
-    fn next_wake(&self) -> Option<Instant> {
+    fn next_wake(&self) -> Instant {
+        let beat = Instant::now() + IDLE_BEAT;
         let idle = self.idle_position.map(|_| self.last_checkpoint_at + IDLE_CHECKPOINT);
-        idle.into_iter().chain(self.next_probe()).min()
+        idle.into_iter().chain(self.next_probe()).fold(beat, Instant::min)
     }
 
     fn next_probe(&self) -> Option<Instant> {
@@ -327,6 +343,7 @@ impl Effects {
     }
 
     fn send(&mut self, write: Write) {
+        self.pulse.beat(Stage::Capture);
         if !self.is_gone && self.writes.blocking_send(write).is_err() {
             self.is_gone = true;
         }
@@ -353,6 +370,7 @@ impl Rows {
         mirror: &Mirror,
         transaction: &Transaction,
         runtime: &Handle,
+        pulse: &Pulse,
     ) -> Result<Option<Vec<(Table, Row)>>> {
         let mut lacking: BTreeMap<Table, Vec<Key>> = BTreeMap::new();
         for (table, key) in mirror.lacks(transaction) {
@@ -361,7 +379,11 @@ impl Rows {
         let mut found = Vec::new();
         for (table, keys) in &lacking {
             for keys in keys.chunks(FETCH_AT_ONCE) {
-                let Some(rows) = self.fetch(*table, keys, runtime)? else { return Ok(None) };
+                let Some(rows) =
+                    runtime.block_on(pulse.beat_while(Stage::Capture, self.fetch(*table, keys)))?
+                else {
+                    return Ok(None);
+                };
                 found.extend(rows.into_iter().map(|row| (*table, row)));
             }
         }
@@ -370,11 +392,10 @@ impl Rows {
 
     /// Tries until the database answers or we are told to stop: a transaction cannot be understood without these rows, and
     /// nothing after it is confirmed meanwhile.
-    fn fetch(&mut self, table: Table, keys: &[Key], runtime: &Handle) -> Result<Option<Vec<Row>>> {
+    async fn fetch(&mut self, table: Table, keys: &[Key]) -> Result<Option<Vec<Row>>> {
         let stop = self.stop.clone();
         loop {
-            let fetched = runtime.block_on(stop.run_until_cancelled(self.try_fetch(table, keys)));
-            let error = match fetched {
+            let error = match stop.run_until_cancelled(self.try_fetch(table, keys)).await {
                 None => return Ok(None),
                 Some(Ok(rows)) => return Ok(Some(rows)),
                 Some(Err(error)) => error,
@@ -384,7 +405,7 @@ impl Rows {
                 return Err(error);
             }
             RowsUnfetched { error: error.to_string(), table: table.name() }.tell();
-            runtime.block_on(stop.run_until_cancelled(tokio::time::sleep(FETCH_WAIT)));
+            stop.run_until_cancelled(tokio::time::sleep(FETCH_WAIT)).await;
         }
     }
 

@@ -38,11 +38,7 @@ pub struct Terms {
 
 impl Housekeeper {
     /// A housekeeper of the ledger that `reader` reads.
-    pub fn new(
-        reader: Reader,
-        writes: mpsc::Sender<Write>,
-        terms: watch::Receiver<Terms>,
-    ) -> Housekeeper {
+    pub fn new(reader: Reader, writes: mpsc::Sender<Write>, terms: watch::Receiver<Terms>) -> Housekeeper {
         Housekeeper { reader, writes, terms }
     }
 

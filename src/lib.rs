@@ -19,6 +19,8 @@ pub mod mirror;
 pub mod notify;
 pub mod ops;
 pub mod prepare;
+pub mod pulse;
+pub mod reload;
 pub mod room;
 pub mod schema;
 pub mod shadow;

@@ -113,7 +113,9 @@ fn execute(cli: Cli) -> Result<u8> {
         // Needs no configuration and must not be disturbed by one: it makes everything itself.
         return runtime()?.block_on(demo::demo(options));
     }
-    let config = Config::load(cli.config.as_deref(), &environment)?;
+    let file = cli.config;
+    let load = move || Config::load(file.as_deref(), &environment);
+    let config = load()?;
     logging::start(&config)?;
     for variable in &config.unknown_variables {
         UnknownVariable { variable: variable.clone() }.tell();
@@ -124,7 +126,7 @@ fn execute(cli: Cli) -> Result<u8> {
             Command::Check(options) => check::check(&config, &options).await,
             Command::Setup(options) => setup::setup(&config, &options).await,
             Command::SwitchSource(options) => switch_source::switch(&config, &options).await,
-            Command::Run => run::run(&config).await,
+            Command::Run => run::run(&config, load).await,
             Command::Demo(options) => demo::demo(&options).await,
             Command::Shadow(options) => shadow::shadow(&config, &options).await,
             Command::Status(options) => status::status(&config, options.json).await,

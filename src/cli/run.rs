@@ -5,10 +5,14 @@ use crate::daemon;
 use crate::error::Result;
 use crate::ops::service;
 
-pub(super) async fn run(config: &Config) -> Result<u8> {
+/// `load` reads the configuration again when the daemon is told to (SIGHUP).
+pub(super) async fn run(
+    config: &Config,
+    load: impl Fn() -> Result<Config> + Send + Sync + 'static,
+) -> Result<u8> {
     let ready = |summary: &str| {
         say!("{summary}");
         service::ready(summary);
     };
-    daemon::run(config, ready).await.map(|()| 0)
+    daemon::run(config, load, ready).await.map(|()| 0)
 }

@@ -3,14 +3,22 @@
 //! Values are compared by their digests, so that no secret is kept a second time; a key that names a file is another one when
 //! the file's content is.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 
 use sha2::{Digest as _, Sha256};
 
 use super::Config;
 
-/// SHA-256 of a value, by key.
-pub(super) type Digests = BTreeMap<String, [u8; 32]>;
+/// SHA-256 of each value that was written, by key. `Debug` shows none: what is short can be guessed by its digest.
+#[derive(Clone, Default)]
+pub struct Digests(BTreeMap<String, [u8; 32]>);
+
+impl fmt::Debug for Digests {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.0.keys()).finish()
+    }
+}
 
 /// Keys that a restart only changes, by how they begin; all others hold at once.
 const RESTART: [&str; 5] = ["database.", "source.", "state.dir", "ops.", "log.format"];
@@ -29,19 +37,18 @@ pub struct Changes {
 impl Config {
     /// What `new` changes.
     pub fn changes(&self, new: &Config) -> Changes {
-        let keys = self.digests.keys().chain(new.digests.keys().filter(|key| !self.digests.contains_key(*key)));
-        let mut changed: Vec<&String> =
-            keys.filter(|key| self.digests.get(*key) != new.digests.get(*key)).collect();
-        changed.sort();
-        let (restart, live) = changed.into_iter().cloned().partition(|key| needs_restart(key));
+        let (old, written) = (&self.digests.0, &new.digests.0);
+        let keys: BTreeSet<&String> = old.keys().chain(written.keys()).collect();
+        let changed = keys.into_iter().filter(|key| old.get(*key) != written.get(*key));
+        let (restart, live) = changed.cloned().partition(|key| needs_restart(key));
         Changes { live, restart }
     }
 
     /// This configuration with what holds at once of `new`.
     #[must_use]
     pub fn reloaded(&self, new: &Config) -> Config {
-        let kept = self.digests.iter().filter(|(key, _)| needs_restart(key));
-        let taken = new.digests.iter().filter(|(key, _)| !needs_restart(key));
+        let kept = self.digests.0.iter().filter(|(key, _)| needs_restart(key));
+        let taken = new.digests.0.iter().filter(|(key, _)| !needs_restart(key));
         let digests = kept.chain(taken).map(|(key, digest)| (key.clone(), *digest)).collect();
         // Named one by one, so that a new key is not forgotten here.
         Config {
@@ -54,7 +61,7 @@ impl Config {
             state_dir: self.state_dir.clone(),
             ops_listen: self.ops_listen,
             log_format: self.log_format,
-            digests,
+            digests: Digests(digests),
             ..new.clone()
         }
     }
@@ -66,13 +73,14 @@ fn needs_restart(key: &str) -> bool {
 
 /// The digests of what was written.
 pub(super) fn digests(table: &toml::Table) -> Digests {
-    let mut digests = Digests::new();
+    let mut digests = BTreeMap::new();
     for (section, keys) in table {
         for (key, value) in keys.as_table().into_iter().flatten() {
             match value.as_array().filter(|_| key == "endpoint") {
                 Some(entries) => {
                     for (number, entry) in entries.iter().enumerate() {
-                        digests.insert(format!("{section}.{key} {}", shown(entry, number)), digest(key, entry));
+                        digests
+                            .insert(format!("{section}.{key} {}", shown(entry, number)), digest(key, entry));
                     }
                 }
                 None => {
@@ -81,7 +89,7 @@ pub(super) fn digests(table: &toml::Table) -> Digests {
             }
         }
     }
-    digests
+    Digests(digests)
 }
 
 /// An entry by its name, or by its number: its URL may hold a secret.

@@ -26,7 +26,7 @@ use crate::ledger::Retention;
 use crate::notify::Settings as NotifySettings;
 use crate::source::{ConnInfo, Host, Names, Outbox};
 
-pub use changes::Changes;
+pub use changes::{Changes, Digests};
 
 /// Where the file is looked for when `--config` names none.
 pub const DEFAULT_FILE: &str = "/etc/flagpost/flagpost.toml";
@@ -119,7 +119,7 @@ pub struct Config {
     /// Environment variables that begin with `FLAGPOST_` and mean nothing: probably misspelt.
     pub unknown_variables: Vec<String>,
     /// Which values were written, to tell what a reload changes.
-    digests: changes::Digests,
+    pub digests: Digests,
 }
 
 impl Config {
@@ -172,10 +172,7 @@ fn read(path: &Path) -> Result<String> {
         .map_err(|e| Error::config(format!("the configuration {} cannot be read: {e}", path.display())))
 }
 
-fn check(
-    written: raw::Written,
-    environment: &BTreeMap<String, String>,
-) -> Result<Config> {
+fn check(written: raw::Written, environment: &BTreeMap<String, String>) -> Result<Config> {
     let raw::Written { raw, unknown_variables, digests } = written;
     let url = raw.database.url.as_ref().ok_or_else(|| {
         Error::config(

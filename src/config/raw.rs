@@ -219,11 +219,7 @@ pub(super) struct Written {
 }
 
 /// Reads `text`, lets the environment's variables win, and names the variables that mean nothing.
-pub(super) fn parse(
-    text: &str,
-    path: &Path,
-    environment: &BTreeMap<String, String>,
-) -> Result<Written> {
+pub(super) fn parse(text: &str, path: &Path, environment: &BTreeMap<String, String>) -> Result<Written> {
     let wrong = |what: &str, error: &toml::de::Error| {
         // The message and the place only: the line itself may hold a password.
         let line = error.span().map(|span| text.get(..span.start).unwrap_or_default().lines().count().max(1));

@@ -36,6 +36,7 @@ use crate::fact::{
     EndpointUnconfigured,
 };
 use crate::ledger::{BreakerState, Due, Endpoint, Newsstand, Outcome, Pause, Reader, Verdict, Write};
+use crate::pulse::{Pulse, Stage};
 
 pub use answer::Answer;
 pub use breaker::{BreakerPolicy, Passage, passage};
@@ -106,6 +107,7 @@ pub struct Dispatcher {
     lanes: BTreeMap<EndpointKey, Lane>,
     calls: JoinSet<Finished>,
     operator_mark: i64,
+    pulse: Arc<Pulse>,
 }
 
 /// A call that has ended.
@@ -137,7 +139,14 @@ impl Dispatcher {
             lanes: BTreeMap::new(),
             calls: JoinSet::new(),
             operator_mark: 0,
+            pulse: Arc::default(),
         }
+    }
+
+    /// Shows this pulse that it gets on.
+    pub fn with_pulse(mut self, pulse: Arc<Pulse>) -> Dispatcher {
+        self.pulse = pulse;
+        self
     }
 
     /// Runs until `stop`; then lets calls in flight end, within the drain time.
@@ -146,6 +155,7 @@ impl Dispatcher {
         self.wake_lanes()?;
         let mut operator = tokio::time::interval(OPERATOR_POLL);
         loop {
+            self.pulse.beat(Stage::Delivery);
             let wake = self.fill()?;
             let sleep = wake.map_or(Duration::from_secs(3600), |at| {
                 Duration::from_micros(u64::try_from(at.0 - Micros::now().0).unwrap_or(0))
@@ -357,8 +367,7 @@ impl Dispatcher {
                 Ok(Some(finished)) => self.finish(finished).await?,
                 Ok(None) => break,
                 Err(_) => {
-                    let in_flight = u64::try_from(self.calls.len()).unwrap_or(u64::MAX);
-                    CallsCutOff { in_flight }.tell();
+                    CallsCutOff { in_flight: self.calls.len() }.tell();
                     self.calls.abort_all();
                     break;
                 }

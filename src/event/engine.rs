@@ -129,7 +129,6 @@ impl Engine {
         true
     }
 
-    #[cfg(test)]
     /// Whether a change of a feature's own metadata is an event from here on.
     pub fn set_metadata_events(&mut self, metadata_events: bool) {
         self.metadata_events = metadata_events;

@@ -1,7 +1,7 @@
 //! Every fact, by the part of flagpost that observes it.
 
 use super::meters::{Attempt, EventKind};
-use super::{Level, Message, Meters, facts, level};
+use super::{Message, Meters, facts, level};
 
 fn attempted(meters: &Meters, endpoint: &str, outcome: &'static str, latency_ms: u64) {
     meters.attempts.get_or_create(&Attempt { endpoint: endpoint.to_owned(), outcome }).inc();
@@ -124,7 +124,7 @@ facts! {
         do "Nothing if you removed it on purpose. Else put the entry back; `flagpost replay` sends what was dropped.";
     warn TlsUnverified { endpoint_id: String, url: String } "TLS IS NOT VERIFIED: whoever is on the way can read and change what is sent here (verify = false)"
         do "Name the issuer in network.ca_file and remove verify = false.";
-    warn CallsCutOff { in_flight: u64 } "stopping with calls in flight: they will be sent again"
+    warn CallsCutOff { in_flight: usize } "stopping with calls in flight: they will be sent again"
         do "Nothing: receivers drop the repeats by the event's id.";
     info OwnerTold { endpoint_id: String, subject: String } "told of an endpoint's troubles"
         do "Nothing.";
@@ -134,13 +134,13 @@ facts! {
         do "Correct the address in Flagsmith, or set notify.organisations = false.";
 
     // The ledger.
-    info EventsForgotten { events: u64 } "events older than state.retention were forgotten"
+    info EventsForgotten { events: usize } "events older than state.retention were forgotten"
         do "Nothing.";
-    warn EventsForgottenEarly { events: u64 } "events were forgotten early: the ledger was larger than state.max_size"
+    warn EventsForgottenEarly { events: usize } "events were forgotten early: the ledger was larger than state.max_size"
         do "Give it more room (state.max_size) if you need the history.";
     warn LedgerTooLarge { bytes: u64 } "the ledger is larger than state.max_size, and what is left is still to be sent: nothing of it is dropped"
         do "`flagpost status` names the endpoint whose queue is long: mend it, or let its deliveries become dead letters.";
-    warn DeliveriesExpired { deliveries: u64 } "deliveries older than delivery.max_age were given up: dead letters"
+    warn DeliveriesExpired { deliveries: usize } "deliveries older than delivery.max_age were given up: dead letters"
         do "Mend the receiver, then `flagpost replay --failed --endpoint ENDPOINT`.";
     error DiskFull { error: String, free_bytes: Option<u64>, needed_bytes: u64, wal_held_bytes: Option<i64> } "reading and sending have stopped until there is room: meanwhile the server keeps its log, or the outbox its rows, for us"
         do "Make room on the disk of state.dir, soon: `wal_held_bytes` grows on the database's disk. It goes on by itself.";

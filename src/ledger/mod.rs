@@ -30,6 +30,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::change::{Lsn, Micros, Row};
 use crate::error::{Error, Kind, Result};
+use crate::pulse::Pulse;
 use crate::schema::Table;
 
 pub use history::{Attempt, Delivery, Recorded};
@@ -73,6 +74,7 @@ pub struct Ledger {
     path: PathBuf,
     directory: PathBuf,
     _lock: File,
+    pulse: Arc<Pulse>,
 }
 
 /// The running writer.
@@ -111,7 +113,14 @@ impl Ledger {
         drop(file);
         let connection = schema::open(&path)?;
         let seal = Seal::open(&directory.join(KEY_FILE))?;
-        Ok(Ledger { connection, seal, path, directory: directory.to_owned(), _lock: lock })
+        let pulse = Arc::default();
+        Ok(Ledger { connection, seal, path, directory: directory.to_owned(), _lock: lock, pulse })
+    }
+
+    /// The writer will show this pulse that it gets on.
+    pub fn with_pulse(mut self, pulse: Arc<Pulse>) -> Ledger {
+        self.pulse = pulse;
+        self
     }
 
     /// The files that hold what nobody else may read: ledger, what SQLite puts beside it, and key.
@@ -292,6 +301,7 @@ impl Ledger {
             purpose,
             answers: Vec::new(),
             recorded: Vec::new(),
+            pulse: self.pulse,
         };
         let (path, lock) = (self.path, self._lock);
         std::thread::Builder::new()

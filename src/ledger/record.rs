@@ -111,6 +111,8 @@ pub enum Write {
     Purpose(Purpose, oneshot::Sender<()>),
     /// Changes were missed for this reason: nobody may go on from here. Answered when it is on the disk.
     Broken(String, oneshot::Sender<()>),
+    /// Leaves no trace: a writer that has nothing else to do shows by it that it gets on ([`crate::pulse`]).
+    Nothing,
 }
 
 /// What becomes of the deliveries of new events.

@@ -20,6 +20,7 @@ use crate::error::{Error, Kind};
 use crate::event::EndpointKey;
 use crate::fact::{Recorded, meters};
 use crate::mirror::Persist;
+use crate::pulse::{Pulse, Stage};
 use crate::schema::Table;
 
 /// Why the writer cannot go on. What it had not committed is read again from the checkpoint.
@@ -118,6 +119,7 @@ pub(super) struct Writer {
     pub(super) answers: Vec<oneshot::Sender<()>>,
     /// Events that the next COMMIT records.
     pub(super) recorded: Vec<Recorded>,
+    pub(super) pulse: Arc<Pulse>,
 }
 
 impl Writer {
@@ -130,6 +132,7 @@ impl Writer {
             let began = Instant::now();
             self.connection.execute_batch("COMMIT")?;
             meters().ledger_commit_seconds.observe(began.elapsed().as_secs_f64());
+            self.pulse.beat(Stage::Writer);
             if let Some(lsn) = checkpoint {
                 self.durable.send_if_modified(|durable| {
                     let moved = lsn > *durable;
@@ -161,6 +164,7 @@ impl Writer {
                     is_complete = true;
                 }
                 Write::Outcome(_)
+                | Write::Nothing
                 | Write::Broken(..)
                 | Write::Expire(_)
                 | Write::Purge(..)
@@ -173,6 +177,7 @@ impl Writer {
                 Write::Cursor(at) => cursor = Some(at),
                 next => self.write(next, news)?,
             }
+            self.pulse.beat(Stage::Writer);
             let received = if is_complete {
                 if count >= BATCH { None } else { self.writes.try_recv().ok() }
             } else {
@@ -224,7 +229,7 @@ impl Writer {
                 self.drop_queue(endpoint)?;
             }
             // Written at the end of the batch.
-            Write::Checkpoint(..) | Write::Cursor(_) => {}
+            Write::Checkpoint(..) | Write::Cursor(_) | Write::Nothing => {}
             Write::Purpose(purpose, recorded) => {
                 self.purpose = purpose;
                 self.answers.push(recorded);

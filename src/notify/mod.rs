@@ -129,19 +129,19 @@ impl Notifier {
     }
 }
 
-    /// `None` where there is nobody to write to.
-    async fn mail(settings: &Settings, notice: &Notice) -> Option<Result<(), String>> {
-        let smtp = settings.smtp.as_ref()?;
-        let mut to = settings.to.clone();
-        if let Some(email) = notice.owner.email.as_ref().filter(|_| settings.organisations) {
-            match email.parse() {
-                Ok(mailbox) => to.push(mailbox),
-                Err(_) => OwnerUnknown { endpoint_id: notice.endpoint.to_string() }.tell(),
-            }
+/// `None` where there is nobody to write to.
+async fn mail(settings: &Settings, notice: &Notice) -> Option<Result<(), String>> {
+    let smtp = settings.smtp.as_ref()?;
+    let mut to = settings.to.clone();
+    if let Some(email) = notice.owner.email.as_ref().filter(|_| settings.organisations) {
+        match email.parse() {
+            Ok(mailbox) => to.push(mailbox),
+            Err(_) => OwnerUnknown { endpoint_id: notice.endpoint.to_string() }.tell(),
         }
-        if to.is_empty() { None } else { Some(smtp.send(notice, &to).await) }
     }
+    if to.is_empty() { None } else { Some(smtp.send(notice, &to).await) }
+}
 
-    async fn post(settings: &Settings, notice: &Notice) -> Option<Result<(), String>> {
-        Some(settings.webhook.as_ref()?.send(notice).await)
-    }
+async fn post(settings: &Settings, notice: &Notice) -> Option<Result<(), String>> {
+    Some(settings.webhook.as_ref()?.send(notice).await)
+}

@@ -1,4 +1,4 @@
-//! The ops listener: metrics over HTTP, read-only. It lives as long as the process, so it answers also while the daemon waits for
+//! The ops listener: metrics and health over HTTP, read-only. It lives as long as the process, so it answers also while the daemon waits for
 //! room on its disk.
 
 use std::path::Path;
@@ -15,19 +15,21 @@ use tokio::net::TcpListener;
 use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 
+use super::health;
 use super::metrics::{self, Facts, SourceFacts};
 use super::process;
 use crate::config::{Config, Mode};
 use crate::error::{Error, Result};
 use crate::fact::{LedgerUnread, MetricsUngathered, OpsAddressTaken, OpsEnded, OpsListening, ServerUnasked};
 use crate::ledger::{Ledger, Reader};
+use crate::pulse::Pulse;
 use crate::source::{connect, outbox_facts, slot_facts};
 
 /// How long the server may take to tell of slot or outbox; a scrape waits no longer for it.
 const SERVER_TELLS_WITHIN: Duration = Duration::from_secs(3);
 
 /// Listens where `ops.listen` says, until `stop`. An address that is taken is told and costs the metrics only.
-pub async fn serve(config: &Config, stop: CancellationToken) {
+pub async fn serve(config: &Config, pulse: Arc<Pulse>, stop: CancellationToken) {
     process::begin();
     let Some(addr) = config.ops_listen else { return };
     let listener = match TcpListener::bind(addr).await {
@@ -40,7 +42,7 @@ pub async fn serve(config: &Config, stop: CancellationToken) {
     OpsListening { addr: addr.to_string() }.tell();
     // One scrape at a time: each reads through the ledger.
     let config = Arc::new(Mutex::new(config.clone()));
-    let router = Router::new().route("/metrics", get(scrape)).with_state(config);
+    let router = Router::new().route("/metrics", get(scrape)).with_state(config).merge(health::router(pulse));
     let served = axum::serve(listener, router).with_graceful_shutdown(stop.cancelled_owned());
     if let Err(error) = served.await {
         OpsEnded { error: error.to_string() }.tell();

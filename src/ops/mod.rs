@@ -1,5 +1,6 @@
-//! How an operator sees the daemon: logs and metrics. It shows; it changes nothing.
+//! How an operator sees the daemon: logs, metrics and health. It shows; it changes nothing.
 
+mod health;
 mod listener;
 pub mod logging;
 mod metrics;

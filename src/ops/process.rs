@@ -19,9 +19,7 @@ pub(super) fn begin() {
 
 /// Registers what can be read; the rest is left out. The registry must have no prefix.
 pub(super) fn register(registry: &mut Registry) {
-    let usage = rustix::process::getrusage(rustix::process::RUsageWho::Self_);
-    let cpu = [usage.ru_utime, usage.ru_stime].map(|time| seconds(time.tv_sec * 1_000_000 + time.tv_usec));
-    figure(registry, "process_cpu_seconds", "CPU time, user and system", Some(cpu.iter().sum()));
+    figure(registry, "process_cpu_seconds", "CPU time, user and system", cpu());
     figure(registry, "process_start_time_seconds", "When the process began", Some(seconds(STARTED.0)));
     figure(registry, "process_resident_memory_bytes", "Resident memory", resident());
     let files = fs::read_dir("/proc/self/fd").ok().map(|files| files.count());
@@ -36,6 +34,15 @@ pub(super) fn register(registry: &mut Registry) {
 #[expect(clippy::cast_precision_loss, reason = "microseconds of a process or since 1970 are below 2^53")]
 fn seconds(microseconds: i64) -> f64 {
     microseconds as f64 / 1e6
+}
+
+/// Source: proc(5), `/proc/pid/stat`: the fields after the name in brackets begin with the third.
+fn cpu() -> Option<f64> {
+    let stat = fs::read_to_string("/proc/self/stat").ok()?;
+    let fields = stat.rsplit_once(')')?.1.split_whitespace();
+    let ticks: Vec<f64> = fields.skip(11).take(2).filter_map(|field| field.parse().ok()).collect();
+    let per_second = u32::try_from(rustix::param::clock_ticks_per_second()).ok()?;
+    (ticks.len() == 2).then(|| ticks.iter().sum::<f64>() / f64::from(per_second))
 }
 
 /// Source: proc(5), `/proc/pid/status`, `VmRSS`, in KiB.

@@ -9,6 +9,7 @@ use super::outbox::{Reader, Reading};
 use super::stream::Channels;
 use crate::error::{Error, Policy, Result};
 use crate::fact::{SourceBack, SourceDown};
+use crate::pulse::Pulse;
 
 /// Between two tries to connect: doubled from the first to the last.
 const FIRST_WAIT: Duration = Duration::from_millis(200);
@@ -53,6 +54,7 @@ impl Feed {
                 }
                 Err(error) => error,
             };
+            self.pulse().source_closed(&error);
             give_up_or_warn(&error, FIRST_WAIT)?;
             let mut wait = FIRST_WAIT;
             loop {
@@ -64,6 +66,7 @@ impl Feed {
                     result = self.reopen() => match result {
                         Ok(()) => break,
                         Err(error) => {
+                            self.pulse().source_closed(&error);
                             wait = (wait * 2).min(LAST_WAIT);
                             give_up_or_warn(&error, wait)?;
                         }
@@ -72,6 +75,13 @@ impl Feed {
                 }
             }
             SourceBack {}.tell();
+        }
+    }
+
+    fn pulse(&self) -> &Pulse {
+        match self {
+            Feed::Replication(following) => following.pulse(),
+            Feed::Outbox(reader) => reader.pulse(),
         }
     }
 
