@@ -31,6 +31,7 @@ mod outbox_sql;
 mod readme;
 mod receiver;
 mod receivers;
+mod reload;
 mod replication;
 mod schedule;
 mod shadow;

@@ -1,15 +1,18 @@
 //! What systemd makes of our unit, and what it is told.
 
 use std::os::unix::net::UnixDatagram;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use flagpost::demo::cluster::Cluster;
+use flagpost::demo::receiver::Receiver;
 
 use crate::cli::flagsmith;
 use crate::support::cluster_options;
 use crate::support::process::{Daemon, Installation};
+
+const PATIENCE: Duration = Duration::from_secs(40);
 
 /// The unit with a binary that is there.
 fn unit(folder: &Path) -> std::path::PathBuf {
@@ -60,4 +63,150 @@ async fn the_service_manager_hears_when_it_is_ready_and_when_it_stops() {
     );
     daemon.terminate().await.success();
     assert!(hear().contains("STOPPING=1\n"));
+}
+
+/// systemd as the first process of namespaces of its own, with the unit as it is shipped and a real journal.
+struct Systemd {
+    unshare: std::process::Child,
+    pid: u32,
+}
+
+impl Systemd {
+    /// `folder` holds the configuration and the password.
+    fn boot(folder: &Path) -> Systemd {
+        let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let log = std::fs::File::create(folder.join("systemd.log")).unwrap();
+        let mut unshare = Command::new("unshare")
+            .args(["--pid", "--mount", "--uts", "--ipc", "--cgroup", "--fork", "--kill-child", "bash"])
+            .arg(here.join("tests/it/support/pid1.sh"))
+            .arg(env!("CARGO_BIN_EXE_flagpost"))
+            .arg(here.join("systemd/flagpost.service"))
+            .arg(folder)
+            .stdout(log.try_clone().unwrap())
+            .stderr(log)
+            .spawn()
+            .expect("this test needs root: systemd runs as the first process of namespaces of its own");
+        let children = format!("/proc/{0}/task/{0}/children", unshare.id());
+        let deadline = Instant::now() + PATIENCE;
+        let said = || std::fs::read_to_string(folder.join("systemd.log")).unwrap();
+        loop {
+            let child = std::fs::read_to_string(&children).unwrap_or_default();
+            let pid = child.trim().parse().ok();
+            // Once it is up it answers.
+            if let Some(pid) = pid.filter(|pid| Path::new(&format!("/proc/{pid}/root/run/systemd/private")).exists())
+            {
+                return Systemd { unshare, pid };
+            }
+            assert!(unshare.try_wait().unwrap().is_none(), "it has ended (does it run as root?): {}", said());
+            assert!(Instant::now() < deadline, "it does not start: {}", said());
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// A file as its processes see it.
+    fn path(&self, path: &str) -> PathBuf {
+        PathBuf::from(format!("/proc/{}/root{path}", self.pid))
+    }
+
+    /// Runs a command among its processes.
+    fn run(&self, command: &[&str]) -> (bool, String) {
+        let target = self.pid.to_string();
+        let output = Command::new("nsenter")
+            .args(["--target", &target, "--pid", "--mount", "--uts", "--ipc", "--cgroup", "--"])
+            .args(command)
+            .output()
+            .unwrap();
+        let text = [output.stdout, output.stderr].concat();
+        (output.status.success(), String::from_utf8_lossy(&text).into_owned())
+    }
+
+    fn journal(&self, matches: &[&str]) -> String {
+        self.run(&[&["journalctl", "--no-pager", "-o", "cat", "-u", "flagpost"], matches].concat()).1
+    }
+
+    fn property(&self, name: &str) -> String {
+        self.run(&["systemctl", "show", "--value", "-p", name, "flagpost"]).1.trim().to_owned()
+    }
+
+    #[track_caller]
+    fn until(&self, what: &str, mut is_so: impl FnMut() -> bool) {
+        let deadline = Instant::now() + PATIENCE;
+        while !is_so() {
+            assert!(
+                Instant::now() < deadline,
+                "{what}: {}\n{}",
+                self.run(&["systemctl", "status", "flagpost"]).1,
+                self.journal(&[])
+            );
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+}
+
+impl Drop for Systemd {
+    fn drop(&mut self) {
+        // With the first process of the namespace all others end.
+        self.unshare.kill().ok();
+        self.unshare.wait().ok();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn under_a_real_systemd_it_is_started_heard_reloaded_watched_and_stopped() {
+    let cluster = Cluster::start(cluster_options()).await.unwrap();
+    let receiver = Receiver::start(0).unwrap();
+    let client = flagsmith(&cluster, receiver.addr()).await;
+    let url = cluster.url("postgres", "flagsmith");
+    // Publication and slot; the ledger is made by the service, where it belongs.
+    Installation::new(&url).run(&["setup"]).await.success();
+    let folder = tempfile::tempdir().unwrap();
+    let configuration = format!(
+        "[database]\nurl = \"{url}\"\n[source]\nsettle = \"0\"\n[network]\nallow = [\"127.0.0.0/8\"]\n[ops]\nlisten = \"off\"\n"
+    );
+    std::fs::write(folder.path().join("flagpost.toml"), &configuration).unwrap();
+    std::fs::write(folder.path().join("database-password"), "of-the-credential").unwrap();
+    let systemd = Systemd::boot(folder.path());
+
+    // Started: the command returns when READY=1 was said.
+    let (is_started, said) = systemd.run(&["systemctl", "start", "flagpost"]);
+    assert!(is_started, "{said}\n{}", systemd.journal(&[]));
+    assert_eq!(systemd.property("ActiveState"), "active");
+    assert!(systemd.property("StatusText").contains("endpoints"), "{}", systemd.property("StatusText"));
+    assert!(systemd.path("/var/lib/private/flagpost/ledger.sqlite3").exists(), "a user of its own has the ledger");
+
+    // Heard: what happened to one flag, by the journal's own fields.
+    client.batch_execute("UPDATE features_featurestate SET enabled = NOT enabled WHERE id = 1").await.unwrap();
+    receiver.wait_for(|all| !all.is_empty(), PATIENCE).await;
+    systemd.until("the flag's story", || {
+        let story = systemd.journal(&["FEATURE=dark_mode"]);
+        story.contains("an event was recorded") && story.contains("delivered")
+    });
+    let other = systemd.journal(&["FEATURE=no_such_flag"]);
+    assert!(!other.contains("delivered"), "{other}");
+
+    // Reloaded.
+    std::fs::write(systemd.path("/etc/flagpost/flagpost.toml"), format!("{configuration}[log]\nlevel = \"debug\"\n"))
+        .unwrap();
+    let (is_reloaded, said) = systemd.run(&["systemctl", "reload", "flagpost"]);
+    assert!(is_reloaded, "{said}");
+    systemd.until("the reload", || systemd.journal(&["CHANGED=log.level"]).contains("this holds from now on"));
+    assert_eq!(systemd.property("NRestarts"), "0");
+
+    // Watched: a process that does not get on is ended and started again, and goes on where it was.
+    let pid = systemd.property("MainPID");
+    assert!(systemd.run(&["kill", "-STOP", &pid]).0);
+    systemd.until("the watchdog", || systemd.property("NRestarts") == "1");
+    systemd.until("the start after it", || systemd.property("SubState") == "running");
+    let before = receiver.all().len();
+    client.batch_execute("UPDATE features_featurestate SET enabled = NOT enabled WHERE id = 1").await.unwrap();
+    receiver.wait_for(|all| all.len() > before, PATIENCE).await;
+    // As long as it gets on it is left alone, for longer than the watchdog waits.
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    assert_eq!(systemd.property("NRestarts"), "1", "{}", systemd.journal(&[]));
+
+    // Stopped.
+    assert!(systemd.run(&["systemctl", "stop", "flagpost"]).0);
+    assert_eq!(systemd.property("Result"), "success", "{}", systemd.journal(&[]));
+    let everything = systemd.journal(&[]);
+    assert!(everything.contains("stopped") && !everything.contains("of-the-credential"), "{everything}");
 }

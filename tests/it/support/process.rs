@@ -247,6 +247,11 @@ impl Daemon {
         self.signal(Signal::INT).await
     }
 
+    /// Tells it to read its configuration again.
+    pub(crate) fn hang_up(&self) {
+        kill_process(Pid::from_raw(self.pid().cast_signed()).unwrap(), Signal::HUP).unwrap();
+    }
+
     async fn signal(self, signal: Signal) -> Output {
         let pid = Pid::from_raw(self.pid().cast_signed()).unwrap();
         kill_process(pid, signal).unwrap();
