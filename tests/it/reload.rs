@@ -56,7 +56,11 @@ async fn endpoints_come_change_and_go_without_a_restart_and_nothing_is_lost_mean
     assert_eq!(new.len(), 1, "what was before it came is not sent to it");
     assert_eq!(kept.len(), 3);
     let said = daemon.stderr();
-    for part in ["webhooks.endpoint \\\"left\\\"", "webhooks.endpoint \\\"new\\\"", "what was queued for it is dropped"] {
+    for part in [
+        "webhooks.endpoint \\\"left\\\"",
+        "webhooks.endpoint \\\"new\\\"",
+        "what was queued for it is dropped",
+    ] {
         assert!(said.contains(part) || said.contains(&part.replace("\\\"", "\"")), "{part}: {said}");
     }
     assert!(!said.contains("webhooks.endpoint \"kept\""), "{said}");

@@ -93,7 +93,8 @@ impl Systemd {
             let child = std::fs::read_to_string(&children).unwrap_or_default();
             let pid = child.trim().parse().ok();
             // Once it is up it answers.
-            if let Some(pid) = pid.filter(|pid| Path::new(&format!("/proc/{pid}/root/run/systemd/private")).exists())
+            if let Some(pid) =
+                pid.filter(|pid| Path::new(&format!("/proc/{pid}/root/run/systemd/private")).exists())
             {
                 return Systemd { unshare, pid };
             }
@@ -172,10 +173,16 @@ async fn under_a_real_systemd_it_is_started_heard_reloaded_watched_and_stopped()
     assert!(is_started, "{said}\n{}", systemd.journal(&[]));
     assert_eq!(systemd.property("ActiveState"), "active");
     assert!(systemd.property("StatusText").contains("endpoints"), "{}", systemd.property("StatusText"));
-    assert!(systemd.path("/var/lib/private/flagpost/ledger.sqlite3").exists(), "a user of its own has the ledger");
+    assert!(
+        systemd.path("/var/lib/private/flagpost/ledger.sqlite3").exists(),
+        "a user of its own has the ledger"
+    );
 
     // Heard: what happened to one flag, by the journal's own fields.
-    client.batch_execute("UPDATE features_featurestate SET enabled = NOT enabled WHERE id = 1").await.unwrap();
+    client
+        .batch_execute("UPDATE features_featurestate SET enabled = NOT enabled WHERE id = 1")
+        .await
+        .unwrap();
     receiver.wait_for(|all| !all.is_empty(), PATIENCE).await;
     systemd.until("the flag's story", || {
         let story = systemd.journal(&["FEATURE=dark_mode"]);
@@ -185,11 +192,15 @@ async fn under_a_real_systemd_it_is_started_heard_reloaded_watched_and_stopped()
     assert!(!other.contains("delivered"), "{other}");
 
     // Reloaded.
-    std::fs::write(systemd.path("/etc/flagpost/flagpost.toml"), format!("{configuration}[log]\nlevel = \"debug\"\n"))
-        .unwrap();
+    std::fs::write(
+        systemd.path("/etc/flagpost/flagpost.toml"),
+        format!("{configuration}[log]\nlevel = \"debug\"\n"),
+    )
+    .unwrap();
     let (is_reloaded, said) = systemd.run(&["systemctl", "reload", "flagpost"]);
     assert!(is_reloaded, "{said}");
-    systemd.until("the reload", || systemd.journal(&["CHANGED=log.level"]).contains("this holds from now on"));
+    systemd
+        .until("the reload", || systemd.journal(&["CHANGED=log.level"]).contains("this holds from now on"));
     assert_eq!(systemd.property("NRestarts"), "0");
 
     // Watched: a process that does not get on is ended and started again, and goes on where it was.
@@ -198,7 +209,10 @@ async fn under_a_real_systemd_it_is_started_heard_reloaded_watched_and_stopped()
     systemd.until("the watchdog", || systemd.property("NRestarts") == "1");
     systemd.until("the start after it", || systemd.property("SubState") == "running");
     let before = receiver.all().len();
-    client.batch_execute("UPDATE features_featurestate SET enabled = NOT enabled WHERE id = 1").await.unwrap();
+    client
+        .batch_execute("UPDATE features_featurestate SET enabled = NOT enabled WHERE id = 1")
+        .await
+        .unwrap();
     receiver.wait_for(|all| all.len() > before, PATIENCE).await;
     // As long as it gets on it is left alone, for longer than the watchdog waits.
     tokio::time::sleep(Duration::from_secs(6)).await;
