@@ -19,12 +19,13 @@ use crate::config::Config;
 use crate::delivery::{Dispatcher, Terms};
 use crate::error::{Error, Kind, Result};
 use crate::event::{EndpointKey, Engine, Format, Formats, Routing};
-use crate::fact::{EndpointRemoved, Stopped, StoppedUnconnected, Stopping};
+use crate::fact::{EndpointRemoved, Stopped, StoppedUnconnected, Stopping, trace};
 use crate::housekeeping::Housekeeper;
 use crate::ledger::{Identity, Ledger, Newsstand, Purpose, Reader, Write};
 use crate::mirror::Mirror;
 use crate::notify::Notifier;
 use crate::ops;
+use crate::ops::traces::{self, Collector};
 use crate::prepare::{Prepared, Until, covering, origin, prepare};
 use crate::pulse::{Phase, Pulse};
 use crate::reload::{Levers, Reloading, delivery_terms, housekeeping_terms, notice_terms};
@@ -53,6 +54,14 @@ pub async fn run(
         let (config, pulse, stop) = (config.clone(), Arc::clone(&pulse), stop.clone());
         async move { ops::serve(&config, pulse, stop).await }
     });
+    if let Some(base) = &config.traces {
+        let collector = Collector::new(base)
+            .map_err(|e| Error::internal(format!("the HTTP client of traces cannot be made: {e}")))?;
+        let (out, spans) = mpsc::channel(traces::QUEUE);
+        trace::begin(out);
+        // It ends with the process: what it still has is dropped.
+        tokio::spawn(collector.run(spans));
+    }
     let watched = tokio::spawn(ops::service::watch(config.state_dir.clone(), Arc::clone(&pulse)));
     let ended = run_as_long_as_there_is_room(reloading, ready, &pulse, &stop).await;
     ops.abort();

@@ -21,7 +21,7 @@ impl fmt::Debug for Digests {
 }
 
 /// Keys that a restart only changes, by how they begin; all others hold at once.
-const RESTART: [&str; 5] = ["database.", "source.", "state.dir", "ops.", "log.format"];
+const RESTART: [&str; 6] = ["database.", "source.", "state.dir", "ops.", "log.format", "traces."];
 /// Keys that name files.
 const FILES: [&str; 3] = ["_file", "client_certificate", "client_key"];
 
@@ -61,6 +61,7 @@ impl Config {
             state_dir: self.state_dir.clone(),
             ops_listen: self.ops_listen,
             log_format: self.log_format,
+            traces: self.traces.clone(),
             digests: Digests(digests),
             ..new.clone()
         }

@@ -112,6 +112,8 @@ pub struct Config {
     pub notify: NotifySettings,
     /// Address of metrics and status; `None` for `off`.
     pub ops_listen: Option<SocketAddr>,
+    /// Base URL of the collector that traces go to.
+    pub traces: Option<String>,
     /// How log lines are written.
     pub log_format: LogFormat,
     /// What is logged: a `tracing` filter (`info`, `flagpost=debug`).
@@ -239,6 +241,7 @@ fn check(written: raw::Written, environment: &BTreeMap<String, String>) -> Resul
         notify: notices::check(raw.notify)?,
         ops_listen: listen(raw.ops.listen.as_deref())?,
         log_format: log_format(raw.log.format.as_deref())?,
+        traces: traces(raw.traces.endpoint)?,
         log_level: raw.log.level.unwrap_or_else(|| "info".into()),
         unknown_variables,
         digests,
@@ -370,6 +373,24 @@ fn listen(text: Option<&str>) -> Result<Option<SocketAddr>> {
     }
 }
 
+fn traces(text: Option<String>) -> Result<Option<String>> {
+    let Some(text) = text else { return Ok(None) };
+    // The URL is no secret: it may stand in a message.
+    let is_plain = url::Url::parse(&text).is_ok_and(|url| {
+        matches!(url.scheme(), "http" | "https")
+            && url.username().is_empty()
+            && url.password().is_none()
+            && url.query().is_none()
+    });
+    if is_plain {
+        return Ok(Some(text));
+    }
+    Err(Error::config(
+        "traces.endpoint is no http or https URL without user and query: write it as http://localhost:4318, the base URL of a \
+         collector that takes OTLP over HTTP",
+    ))
+}
+
 fn log_format(text: Option<&str>) -> Result<LogFormat> {
     match text {
         None | Some("auto") => Ok(LogFormat::Auto),
@@ -470,6 +491,7 @@ mod tests {
             ("[notify]\nsmtp = \"smtp://mail.example.com\"\n", "notify.from"),
             ("[notify]\nto = [\"ops@example.com\"]\n", "notify.smtp"),
             ("[notify]\nwebhook = \"ftp://example.com\"\n", "notify.webhook"),
+            ("[traces]\nendpoint = \"http://user:pw@collector:4318\"\n", "traces.endpoint"),
             ("[state]\nmax_size = \"4 elephants\"\n", "state.max_size"),
             ("[state]\nmax_size = \"99999999999GiB\"\n", "state.max_size"),
         ] {

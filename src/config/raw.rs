@@ -21,6 +21,7 @@ pub(super) struct Raw {
     pub(super) notify: Notify,
     pub(super) ops: Ops,
     pub(super) log: Log,
+    pub(super) traces: Traces,
 }
 
 #[derive(Default, Deserialize)]
@@ -166,6 +167,12 @@ pub(super) struct Log {
     pub(super) level: Option<String>,
 }
 
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Traces {
+    pub(super) endpoint: Option<String>,
+}
+
 /// Keys that a single environment variable can hold. `webhooks.endpoint` is a list of tables and cannot.
 pub(super) const KEYS: &[(&str, &str)] = &[
     ("database", "url"),
@@ -205,6 +212,7 @@ pub(super) const KEYS: &[(&str, &str)] = &[
     ("ops", "listen"),
     ("log", "format"),
     ("log", "level"),
+    ("traces", "endpoint"),
 ];
 
 /// Variables that begin with `FLAGPOST_` and are no keys of the configuration.

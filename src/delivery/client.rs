@@ -25,13 +25,15 @@ use super::tls::{Tls, Trust};
 use crate::change::Micros;
 use crate::error::{Error, Result};
 use crate::event::{EndpointKey, EndpointName};
-use crate::fact::TlsUnverified;
+use crate::fact::{TlsUnverified, trace};
 use crate::ledger::{Due, Endpoint};
 
 /// Deterministic id of the event; the same in every repeat, so that a receiver can drop repeats.
 pub const EVENT_ID: HeaderName = HeaderName::from_static("x-flagpost-event-id");
 /// What happened: `created`, `updated`, `removed`, with the scope as a parameter.
 pub const ACTION: HeaderName = HeaderName::from_static("x-flagpost-action");
+/// W3C Trace Context: the trace that the call belongs to, where traces are made.
+pub(super) const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 /// The event's number among those of its flag (or audit log), from 1, without gaps.
 pub const SEQUENCE: HeaderName = HeaderName::from_static("x-flagpost-sequence");
 /// `workflows_core_changerequest.id` of the change request that caused the event, if one did.
@@ -304,6 +306,7 @@ fn ours(endpoint: &Endpoint, due: &Due, now: Micros) -> HeaderMap {
     headers.insert(SEQUENCE, due.sequence.into());
     headers.insert(WEBHOOK_TIMESTAMP, seconds.into());
     let request = due.change_request.as_ref();
+    let attempt = due.attempts + 1;
     for (name, value) in [
         (EVENT_ID, Some(due.event_id.clone())),
         (ACTION, Some(due.action.clone())),
@@ -313,6 +316,7 @@ fn ours(endpoint: &Endpoint, due: &Due, now: Micros) -> HeaderMap {
             CHANGE_REQUEST_TITLE,
             request.map(|(_, title)| utf8_percent_encode(title, NON_ALPHANUMERIC).to_string()),
         ),
+        (TRACEPARENT, trace::traceparent(&due.event_id, &due.endpoint.to_string(), attempt)),
         (WEBHOOK_ID, Some(due.event_id.clone())),
         (SIGNATURE, flagsmith_signature(&endpoint.secret, body)),
         (WEBHOOK_SIGNATURE, standard_signatures(all_secrets, &due.event_id, seconds, body)),

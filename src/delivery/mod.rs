@@ -33,7 +33,7 @@ use crate::error::{Error, Result};
 use crate::event::EndpointKey;
 use crate::fact::{
     BreakerClosed, BreakerOpened, CallsCutOff, Delivered, DeliveryDead, DeliveryFailed, EndpointGone,
-    EndpointUnconfigured,
+    EndpointUnconfigured, trace,
 };
 use crate::ledger::{BreakerState, Due, Endpoint, Newsstand, Outcome, Pause, Reader, Verdict, Write};
 use crate::pulse::{Pulse, Stage};
@@ -287,6 +287,13 @@ impl Dispatcher {
         let Finished { due, began, took, answer, .. } = finished;
         let attempt = due.attempts + 1;
         let milliseconds = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
+        trace::attempted(
+            (&due.event_id, &due.endpoint.to_string(), attempt),
+            began.0,
+            began.plus(took).0,
+            answer.error.as_deref(),
+            || attributes(&due, attempt, &answer),
+        );
         report(&due, attempt, milliseconds, &answer, verdict, now);
         let outcome = Outcome {
             endpoint: due.endpoint,
@@ -387,6 +394,17 @@ async fn call(client: Client, target: Endpoint, due: Due) -> Finished {
     let (began, start) = (Micros::now(), Instant::now());
     let answer = client.send(&target, due.clone()).await;
     Finished { due, url: target.url, began, took: start.elapsed(), answer }
+}
+
+/// What a span says of an attempt.
+fn attributes(due: &Due, attempt: u32, answer: &Answer) -> Vec<(&'static str, String)> {
+    let status = answer.status.map(|status| ("http.response.status_code", status.to_string()));
+    let feature = due.feature.clone().map(|feature| ("flagpost.feature", feature));
+    [("flagpost.endpoint", due.endpoint.to_string()), ("flagpost.attempt", attempt.to_string())]
+        .into_iter()
+        .chain(status)
+        .chain(feature)
+        .collect()
 }
 
 fn report(due: &Due, attempt: u32, latency_ms: u64, answer: &Answer, verdict: Verdict, now: Micros) {

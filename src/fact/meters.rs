@@ -42,6 +42,8 @@ pub struct Meters {
     pub ledger_commit_seconds: Histogram,
     /// The stream broke.
     pub disconnects: Counter,
+    /// Spans that no collector has got.
+    pub spans_dropped: Counter,
 }
 
 impl Meters {
@@ -57,6 +59,7 @@ impl Meters {
             ]),
             ledger_commit_seconds: Histogram::new([0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.5, 2.5]),
             disconnects: Counter::default(),
+            spans_dropped: Counter::default(),
         }
     }
 
@@ -79,6 +82,11 @@ impl Meters {
             "ledger_commit_seconds",
             "How long a commit of the ledger took, with its fsync",
             self.ledger_commit_seconds.clone(),
+        );
+        registry.register(
+            "spans_dropped",
+            "Spans that could not be sent to the collector of traces",
+            self.spans_dropped.clone(),
         );
         registry.register(
             "source_disconnects",

@@ -8,9 +8,11 @@
 
 mod meters;
 mod table;
+pub mod trace;
 
 pub use meters::{Meters, meters};
 pub use table::*;
+pub use trace::Span;
 
 /// How grave a fact is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

@@ -156,6 +156,8 @@ facts! {
         do "Restart flagpost when it suits you. Deliveries go on.";
     error MetricsUngathered { error: String } "metrics cannot be gathered"
         do "See `error`; deliveries go on.";
+    warn TracesUnsent { error: String } "traces cannot be sent: they are dropped"
+        do "Mend the collector, or remove traces.endpoint. Deliveries go on.";
     debug LedgerUnread { error: String } "the ledger cannot be read for metrics"
         do "Nothing if the mirror has not been filled yet.";
     debug ServerUnasked { error: String } "the server cannot be asked for metrics"

@@ -18,7 +18,7 @@ use super::seal::Seal;
 use crate::change::{Key, Lsn, Micros, Row};
 use crate::error::{Error, Kind};
 use crate::event::EndpointKey;
-use crate::fact::{Recorded, meters};
+use crate::fact::{Recorded, meters, trace};
 use crate::mirror::Persist;
 use crate::pulse::{Pulse, Stage};
 use crate::schema::Table;
@@ -118,7 +118,7 @@ pub(super) struct Writer {
     /// Who waits for the next COMMIT.
     pub(super) answers: Vec<oneshot::Sender<()>>,
     /// Events that the next COMMIT records.
-    pub(super) recorded: Vec<Recorded>,
+    pub(super) recorded: Vec<(Recorded, Micros)>,
     pub(super) pulse: Arc<Pulse>,
 }
 
@@ -142,7 +142,7 @@ impl Writer {
             }
             self.newsstand.publish(&mut news);
             // Told after the COMMIT: what it undoes was never recorded, and comes again.
-            self.recorded.drain(..).for_each(|recorded| recorded.tell());
+            self.recorded.drain(..).for_each(|(recorded, committed)| told(&recorded, committed));
             for recorded in self.answers.drain(..) {
                 // Whoever asked may have gone.
                 recorded.send(()).ok();
@@ -370,7 +370,7 @@ impl Writer {
                 news.ready.insert(recipient.endpoint);
             }
         }
-        self.recorded.push(Recorded {
+        let recorded = Recorded {
             event_id: event.id.clone(),
             kind: event.kind,
             action: event.action.clone(),
@@ -380,7 +380,8 @@ impl Writer {
             lsn: event.lsn.to_string(),
             xid: event.xid,
             deliveries: u64::try_from(event.recipients.len()).unwrap_or(u64::MAX),
-        });
+        };
+        self.recorded.push((recorded, event.commit_time));
         Ok(())
     }
 
@@ -559,4 +560,15 @@ pub(super) fn sql_key(key: &Key) -> rusqlite::types::Value {
         Key::Int(id) => rusqlite::types::Value::Integer(*id),
         Key::Text(text) => rusqlite::types::Value::Text(text.to_string()),
     }
+}
+
+fn told(recorded: &Recorded, committed: Micros) {
+    recorded.tell();
+    trace::recorded(&recorded.event_id, committed.0, Micros::now().0, || {
+        let feature = recorded.feature.clone().map(|feature| ("flagpost.feature", feature));
+        [("flagpost.kind", recorded.kind.to_owned()), ("flagpost.lsn", recorded.lsn.clone())]
+            .into_iter()
+            .chain(feature)
+            .collect()
+    });
 }

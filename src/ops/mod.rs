@@ -6,5 +6,6 @@ pub mod logging;
 mod metrics;
 mod process;
 pub mod service;
+pub mod traces;
 
 pub use listener::serve;

@@ -40,3 +40,4 @@ mod story;
 mod support;
 mod switch_source;
 mod systemd;
+mod traces;
