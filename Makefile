@@ -1,6 +1,6 @@
 # `make demo` shows the daemon at work, `make test` passes the tests, `make test-postgres-all` those that need a
 # server on every major version of PostgreSQL. They install what they miss and say so.
-.PHONY: demo test test-postgres-all bench build
+.PHONY: demo test test-deb test-postgres-all bench build deb
 
 build:
 	@tools/needs build
@@ -15,6 +15,17 @@ test:
 	cargo fmt --check
 	cargo clippy --all-targets --locked -- -D warnings
 	cargo test --locked
+	$(MAKE) --no-print-directory test-deb
+
+# A Debian package, in target/debian.
+deb: build
+	@tools/needs deb
+	@tools/deb "$$(tools/cargo-deb)"
+
+# The package, installed, upgraded, removed and purged in a scratch Debian.
+test-deb: build
+	@tools/needs postgres psql deb debootstrap systemd
+	@tools/test-deb "$$(tools/cargo-deb)"
 
 # Some of them only: make test-postgres-all MAJORS='14 18'
 MAJORS = 14 15 16 17 18

@@ -10,9 +10,13 @@ macro_rules! say {
 }
 
 mod check;
+mod completions;
 mod demo;
 mod endpoint;
+mod healthcheck;
+mod leftovers;
 mod log;
+mod manuals;
 mod moment;
 mod pause;
 mod printable;
@@ -34,7 +38,7 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use crate::config::Config;
 use crate::error::{Error, Result};
@@ -82,6 +86,14 @@ enum Command {
     SwitchSource(switch_source::Options),
     /// Drop slot, publication and outbox
     Uninstall(uninstall::Options),
+    /// Print the completions for a shell
+    Completions(completions::Options),
+    /// Ask the running daemon whether it is ready: for a container's health check
+    #[command(hide = true)]
+    Healthcheck,
+    /// Write the man pages into a directory: for packages
+    #[command(hide = true)]
+    Manuals(manuals::Options),
 }
 
 /// For commands that a program may read.
@@ -109,9 +121,12 @@ fn execute(cli: Cli) -> Result<u8> {
     let environment: BTreeMap<String, String> = std::env::vars_os()
         .filter_map(|(key, value)| Some((key.into_string().ok()?, value.into_string().ok()?)))
         .collect();
-    if let Command::Demo(options) = &cli.command {
-        // Needs no configuration and must not be disturbed by one: it makes everything itself.
-        return runtime()?.block_on(demo::demo(options));
+    // They need no configuration and must not be disturbed by one.
+    match &cli.command {
+        Command::Demo(options) => return runtime()?.block_on(demo::demo(options)),
+        Command::Completions(options) => return completions::print(Cli::command(), options),
+        Command::Manuals(options) => return manuals::write(Cli::command(), options),
+        _ => {}
     }
     let file = cli.config;
     let load = move || Config::load(file.as_deref(), &environment);
@@ -137,6 +152,9 @@ fn execute(cli: Cli) -> Result<u8> {
             Command::Resume(options) => pause::resume(&config, &options),
             Command::Test(options) => test::test(&config, &options).await,
             Command::Uninstall(options) => uninstall::uninstall(&config, &options).await,
+            Command::Healthcheck => healthcheck::ask(&config).await,
+            Command::Completions(options) => completions::print(Cli::command(), &options),
+            Command::Manuals(options) => manuals::write(Cli::command(), &options),
         }
     });
     // Whatever still hangs (a resolver's thread) must not keep the process.

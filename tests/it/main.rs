@@ -28,6 +28,7 @@ mod outbox;
 mod outbox_check;
 mod outbox_source;
 mod outbox_sql;
+mod packaging;
 mod readme;
 mod receiver;
 mod receivers;

@@ -14,11 +14,23 @@ use crate::support::process::{Daemon, Installation};
 
 const PATIENCE: Duration = Duration::from_secs(40);
 
+const UNIT: &str = "flagpost.service";
+const TEMPLATE: &str = "flagpost@.service";
+
+fn text(name: &str) -> String {
+    std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("systemd").join(name)).unwrap()
+}
+
+/// What a unit says, without comments.
+fn lines(text: &str) -> Vec<&str> {
+    text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#')).collect()
+}
+
 /// The unit with a binary that is there.
-fn unit(folder: &Path) -> std::path::PathBuf {
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("systemd/flagpost.service");
-    let text = std::fs::read_to_string(source).unwrap();
-    let path = folder.join("flagpost.service");
+fn unit(folder: &Path, name: &str) -> std::path::PathBuf {
+    let text = text(name);
+    // A template is looked at as an instance.
+    let path = folder.join(name.replace('@', "@eu-1"));
     std::fs::write(&path, text.replace("/usr/bin/flagpost", env!("CARGO_BIN_EXE_flagpost"))).unwrap();
     path
 }
@@ -30,13 +42,53 @@ fn analyze(arguments: &[&str], unit: &Path) -> (bool, String) {
 }
 
 #[test]
-fn the_unit_is_valid_and_gives_the_daemon_next_to_nothing() {
-    let folder = tempfile::tempdir().unwrap();
-    let unit = unit(folder.path());
-    let (is_valid, said) = analyze(&["verify"], &unit);
-    assert!(is_valid && said.trim().is_empty(), "{said}");
-    let (is_tight, said) = analyze(&["security", "--offline=true", "--threshold=15", "--no-pager"], &unit);
-    assert!(is_tight, "{said}");
+fn the_units_are_valid_and_give_the_daemon_next_to_nothing() {
+    for name in [UNIT, TEMPLATE] {
+        let folder = tempfile::tempdir().unwrap();
+        let unit = unit(folder.path(), name);
+        let (is_valid, said) = analyze(&["verify"], &unit);
+        assert!(is_valid && said.trim().is_empty(), "{said}");
+        let (is_tight, said) =
+            analyze(&["security", "--offline=true", "--threshold=15", "--no-pager"], &unit);
+        assert!(is_tight, "{said}");
+    }
+}
+
+#[test]
+fn an_instance_is_the_unit_with_names_of_its_own() {
+    let (unit, template) = (text(UNIT), text(TEMPLATE));
+    // What the unit says, and what the template says in its place.
+    let own = [
+        (
+            "Description=flagpost: durable webhooks for Flagsmith",
+            "Description=flagpost: durable webhooks for Flagsmith (%i)",
+        ),
+        ("StateDirectory=flagpost", "StateDirectory=flagpost-%i"),
+        (
+            "LoadCredential=database-password:/etc/flagpost/database-password",
+            "LoadCredential=database-password:/etc/flagpost/%i.password",
+        ),
+    ];
+    // What the template says besides.
+    let besides = ["Environment=FLAGPOST_CONFIG=/etc/flagpost/%i.toml", "User=flagpost-%i"];
+    let expected: Vec<&str> = lines(&unit)
+        .into_iter()
+        .map(|line| {
+            own.iter().find(|(of_unit, _)| *of_unit == line).map_or(line, |(_, of_template)| of_template)
+        })
+        .collect();
+    let mut found = lines(&template);
+    for line in besides {
+        assert!(found.contains(&line), "systemd/{TEMPLATE} lacks {line:?}");
+    }
+    found.retain(|line| !besides.contains(line));
+    let missing: Vec<&&str> = expected.iter().filter(|line| !found.contains(line)).collect();
+    let surplus: Vec<&&str> = found.iter().filter(|line| !expected.contains(line)).collect();
+    assert!(
+        missing.is_empty() && surplus.is_empty(),
+        "systemd/{TEMPLATE} is not systemd/{UNIT}: it lacks {missing:#?} and has {surplus:#?}"
+    );
+    assert_eq!(found, expected, "the same lines in another order");
 }
 
 #[tokio::test]
