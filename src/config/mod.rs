@@ -6,6 +6,7 @@
 mod endpoints;
 mod notices;
 mod raw;
+mod written;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -24,6 +25,7 @@ use crate::event::{EndpointKey, Formats, Routing, Settle, Subscription};
 use crate::ledger::Retention;
 use crate::notify::Settings as NotifySettings;
 use crate::source::{ConnInfo, Host, Names, Outbox};
+pub use written::{Key, Written};
 
 /// Where the file is looked for when `--config` names none.
 pub const DEFAULT_FILE: &str = "/etc/flagpost/flagpost.toml";
@@ -111,19 +113,19 @@ pub struct Config {
     pub log_level: String,
     /// Environment variables that begin with `FLAGPOST_` and mean nothing: probably misspelt.
     pub unknown_variables: Vec<String>,
+    /// Which keys are set where.
+    pub written: Written,
 }
 
 impl Config {
     /// Reads the file (the default one if it exists, where none is named) and the environment.
     pub fn load(file: Option<&Path>, environment: &BTreeMap<String, String>) -> Result<Config> {
-        let text = match file {
-            Some(path) => read(path)?,
-            None if Path::new(DEFAULT_FILE).exists() => read(Path::new(DEFAULT_FILE))?,
-            None => String::new(),
-        };
-        let shown = file.unwrap_or(Path::new(DEFAULT_FILE));
-        let (raw, unknown_variables) = raw::parse(&text, shown, environment)?;
-        check(raw, unknown_variables, environment)
+        let default = Path::new(DEFAULT_FILE);
+        let file = file.or_else(|| Some(default).filter(|path| path.exists()));
+        let text = file.map_or_else(|| Ok(String::new()), read)?;
+        let (raw, unknown_variables) = raw::parse(&text, file.unwrap_or(default), environment)?;
+        let config = check(raw, unknown_variables, environment)?;
+        Ok(Config { written: Written::of(file, &text, environment), ..config })
     }
 
     /// What webhooks may reach.
@@ -235,6 +237,7 @@ fn check(
         log_format: log_format(raw.log.format.as_deref())?,
         log_level: raw.log.level.unwrap_or_else(|| "info".into()),
         unknown_variables,
+        written: Written::default(),
     };
     if config.settle.max < config.settle.quiet {
         config.settle.max = config.settle.quiet;
