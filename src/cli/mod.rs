@@ -16,6 +16,7 @@ mod log;
 mod moment;
 mod pause;
 mod printable;
+mod program;
 mod replay;
 mod run;
 mod setup;
@@ -111,6 +112,11 @@ fn execute(cli: Cli) -> Result<u8> {
     if let Command::Demo(options) = &cli.command {
         // Needs no configuration and must not be disturbed by one: it makes everything itself.
         return runtime()?.block_on(demo::demo(options));
+    }
+    if let Command::Check(options) = &cli.command
+        && check::has_listed(options)
+    {
+        return Ok(0);
     }
     let config = Config::load(cli.config.as_deref(), &environment)?;
     logging::start(&config)?;
