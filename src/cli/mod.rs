@@ -9,6 +9,7 @@ macro_rules! say {
     }};
 }
 
+mod bugreport;
 mod check;
 mod demo;
 mod endpoint;
@@ -56,6 +57,8 @@ struct Cli {
 enum Command {
     /// Tell what stands in the way, with the SQL that mends it
     Check(check::Options),
+    /// Collect what a bug report needs into one file, without secrets and without values of flags
+    Bugreport(bugreport::Options),
     /// Make publication and slot, or the outbox, and fill the mirror
     Setup(setup::Options),
     /// Capture changes and deliver webhooks until told to stop
@@ -127,6 +130,7 @@ fn execute(cli: Cli) -> Result<u8> {
     let code = runtime.block_on(async {
         match cli.command {
             Command::Check(options) => check::check(&config, &options).await,
+            Command::Bugreport(options) => bugreport::bugreport(&config, &options).await,
             Command::Setup(options) => setup::setup(&config, &options).await,
             Command::SwitchSource(options) => switch_source::switch(&config, &options).await,
             Command::Run => run::run(&config).await,

@@ -1,9 +1,10 @@
 //! `check` beyond what each command's own tests ask of it: each of these checks can fail, and its mend mends it; `--quick` keeps no
 //! daemon from starting that only has to wait; `--fix` does what is safe and nothing else.
 
+use std::collections::BTreeSet;
 use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use flagpost::demo::cluster::{Cluster, Options};
 use flagpost::demo::receiver::Receiver;
@@ -11,7 +12,7 @@ use serde_json::Value as Json;
 use tokio_postgres::Client;
 
 use crate::cli::{assert_check, checks, flagsmith, program, site};
-use crate::support::process::{Installation, Output};
+use crate::support::process::{Daemon, Installation, Output};
 use crate::support::raw::{Issuer, Raw, server};
 use crate::support::{Source, cluster_options, has_column_lists};
 
@@ -441,4 +442,64 @@ async fn the_unit_and_the_clock_are_told_as_systemd_tells_them() {
     assert_check(&told, "unit-watchdog", "warn", "WatchdogSec");
     assert_check(&told, "unit-credential", "warn", "/nowhere/password");
     assert_check(&told, "clock-synchronised", "warn", "set-ntp");
+}
+
+#[tokio::test]
+async fn a_bug_report_is_one_file_for_its_owner_and_is_made_without_a_database_too() {
+    let s = Scene::new(cluster_options()).await;
+    let installation = s.installation.with_ops();
+    let daemon = Daemon::start(&installation).await;
+    let out = installation.folder().join("report.tar");
+    let arguments = ["bugreport", "--out", out.to_str().unwrap()];
+    let said = installation.run(&arguments).await.success();
+    assert!(said.starts_with(out.to_str().unwrap()), "{said}");
+    assert_eq!(mode(&out), 0o600);
+    let files = contents(&out);
+    let names: BTreeSet<&str> = files.iter().map(|(name, _)| name.as_str()).collect();
+    let expected = [
+        "check.json",
+        "configuration.txt",
+        "database.json",
+        "ledger.json",
+        "log.txt",
+        "metrics.txt",
+        "status.json",
+        "version.txt",
+    ];
+    assert_eq!(names, expected.into());
+    let text = |name: &str| files.iter().find(|(n, _)| n == name).unwrap().1.clone();
+    let json =
+        |name: &str| serde_json::from_str::<Json>(&text(name)).unwrap_or_else(|e| panic!("{name}: {e}"));
+    assert!(text("version.txt").starts_with(&format!("flagpost {}", env!("CARGO_PKG_VERSION"))));
+    assert!(text("configuration.txt").contains("environment database.url = postgresql://127.0.0.1:"));
+    assert_check(&json("check.json"), "connect", "ok", "as lesser");
+    assert_eq!(json("status.json")["source"], "replication");
+    assert_eq!(json("database.json")["settings"]["wal_level"], "logical");
+    assert_eq!(json("database.json")["slots"][0]["slot_name"], "flagpost");
+    assert!(json("ledger.json")["statistics"]["rows.mirror.features_feature"].as_i64() > Some(0));
+    assert!(text("metrics.txt").contains("flagpost_"), "{}", text("metrics.txt"));
+    daemon.terminate().await.success();
+
+    let again = installation.run(&arguments).await;
+    assert!(again.code == 1 && again.stderr.contains("--out"), "what is there is not replaced: {again:?}");
+    let installation = installation.with("FLAGPOST_DATABASE_URL", "postgresql://u@127.0.0.1:1/x");
+    let out = installation.folder().join("without.tar");
+    installation.run(&["bugreport", "--out", out.to_str().unwrap()]).await.success();
+    let files = contents(&out);
+    assert_eq!(files.len(), expected.len());
+    assert!(files.iter().any(|(name, text)| name == "database.json" && text.contains("cannot be reached")));
+}
+
+/// The files of a bug report by their names.
+pub(crate) fn contents(bundle: &PathBuf) -> Vec<(String, String)> {
+    let mut archive = tar::Archive::new(std::fs::File::open(bundle).unwrap());
+    let mut files = Vec::new();
+    for entry in archive.entries().unwrap() {
+        let mut entry = entry.unwrap();
+        let name = entry.path().unwrap().file_name().unwrap().to_str().unwrap().to_owned();
+        let mut text = String::new();
+        std::io::Read::read_to_string(&mut entry, &mut text).unwrap();
+        files.push((name, text));
+    }
+    files
 }
