@@ -9,6 +9,7 @@ macro_rules! say {
     }};
 }
 
+mod bugreport;
 mod check;
 mod completions;
 mod demo;
@@ -20,6 +21,7 @@ mod manuals;
 mod moment;
 mod pause;
 mod printable;
+mod program;
 mod replay;
 mod run;
 mod setup;
@@ -60,6 +62,8 @@ struct Cli {
 enum Command {
     /// Tell what stands in the way, with the SQL that mends it
     Check(check::Options),
+    /// Collect what a bug report needs into one file, without secrets and without values of flags
+    Bugreport(bugreport::Options),
     /// Make publication and slot, or the outbox, and fill the mirror
     Setup(setup::Options),
     /// Capture changes and deliver webhooks until told to stop
@@ -128,6 +132,11 @@ fn execute(cli: Cli) -> Result<u8> {
         Command::Manuals(options) => return manuals::write(Cli::command(), options),
         _ => {}
     }
+    if let Command::Check(options) = &cli.command
+        && check::has_listed(options)
+    {
+        return Ok(0);
+    }
     let file = cli.config;
     let load = move || Config::load(file.as_deref(), &environment);
     let config = load()?;
@@ -139,6 +148,7 @@ fn execute(cli: Cli) -> Result<u8> {
     let code = runtime.block_on(async {
         match cli.command {
             Command::Check(options) => check::check(&config, &options).await,
+            Command::Bugreport(options) => bugreport::bugreport(&config, &options).await,
             Command::Setup(options) => setup::setup(&config, &options).await,
             Command::SwitchSource(options) => switch_source::switch(&config, &options).await,
             Command::Run => run::run(&config, load).await,

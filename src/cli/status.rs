@@ -71,17 +71,30 @@ struct LedgerPart {
 }
 
 pub(super) async fn status(config: &Config, json: bool) -> Result<u8> {
-    let (ledger, endpoints, ledger_code) = ledger_part(config);
-    let (database, database_code) = database_part(config, ledger.reader.as_deref()).await;
-    let status = Status { source: config.mode.name(), database, ledger, endpoints };
+    let (status, code) = gather(config).await;
     if json {
-        let text = serde_json::to_string_pretty(&status)
-            .map_err(|e| Error::internal(format!("the status cannot be written as JSON: {e}")))?;
-        say!("{text}");
+        say!("{}", to_json(&status)?);
     } else {
         print_text(config, &status);
     }
-    Ok(database_code.max(ledger_code))
+    Ok(code)
+}
+
+/// What `status --json` prints.
+pub(super) async fn json(config: &Config) -> Result<String> {
+    to_json(&gather(config).await.0)
+}
+
+async fn gather(config: &Config) -> (Status, u8) {
+    let (ledger, endpoints, ledger_code) = ledger_part(config);
+    let (database, database_code) = database_part(config, ledger.reader.as_deref()).await;
+    let status = Status { source: config.mode.name(), database, ledger, endpoints };
+    (status, database_code.max(ledger_code))
+}
+
+fn to_json(status: &Status) -> Result<String> {
+    serde_json::to_string_pretty(status)
+        .map_err(|e| Error::internal(format!("the status cannot be written as JSON: {e}")))
 }
 
 async fn database_part(config: &Config, reader: Option<&str>) -> (DatabasePart, u8) {

@@ -7,6 +7,7 @@ mod changes;
 mod endpoints;
 mod notices;
 mod raw;
+mod written;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -25,6 +26,7 @@ use crate::event::{EndpointKey, Formats, Routing, Settle, Subscription};
 use crate::ledger::Retention;
 use crate::notify::Settings as NotifySettings;
 use crate::source::{ConnInfo, Host, Names, Outbox};
+pub use written::{Key, Written};
 
 pub use changes::{Changes, Digests};
 
@@ -122,19 +124,19 @@ pub struct Config {
     pub unknown_variables: Vec<String>,
     /// Which values were written, to tell what a reload changes.
     pub digests: Digests,
+    /// Which keys are set where.
+    pub written: Written,
 }
 
 impl Config {
     /// Reads the file (the default one if it exists, where none is named) and the environment.
     pub fn load(file: Option<&Path>, environment: &BTreeMap<String, String>) -> Result<Config> {
-        let text = match file {
-            Some(path) => read(path)?,
-            None if Path::new(DEFAULT_FILE).exists() => read(Path::new(DEFAULT_FILE))?,
-            None => String::new(),
-        };
-        let shown = file.unwrap_or(Path::new(DEFAULT_FILE));
-        let written = raw::parse(&text, shown, environment)?;
-        check(written, environment)
+        let default = Path::new(DEFAULT_FILE);
+        let file = file.or_else(|| Some(default).filter(|path| path.exists()));
+        let text = file.map_or_else(|| Ok(String::new()), read)?;
+        let written = raw::parse(&text, file.unwrap_or(default), environment)?;
+        let config = check(written, environment)?;
+        Ok(Config { written: Written::of(file, &text, environment), ..config })
     }
 
     /// What webhooks may reach.
@@ -245,6 +247,7 @@ fn check(written: raw::Written, environment: &BTreeMap<String, String>) -> Resul
         log_level: raw.log.level.unwrap_or_else(|| "info".into()),
         unknown_variables,
         digests,
+        written: Written::default(),
     };
     if config.settle.max < config.settle.quiet {
         config.settle.max = config.settle.quiet;

@@ -11,6 +11,7 @@ mod answer;
 mod breaker;
 mod client;
 mod guard;
+mod handshake;
 mod lane;
 mod lookup;
 mod pace;
@@ -45,6 +46,7 @@ pub use client::{
     Timeouts, WEBHOOK_ID, WEBHOOK_SIGNATURE, WEBHOOK_TIMESTAMP,
 };
 pub use guard::{DatabasePlace, Guard, Refused};
+pub use handshake::{Handshakes, Shown};
 pub use lookup::{Found, Lookup, Resolver, SystemLookup};
 pub use redact::redacted;
 pub use retry::{History, Reply, Schedule};

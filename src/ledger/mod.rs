@@ -42,6 +42,7 @@ pub use record::{
 };
 pub use retention::{Finished, Retention};
 pub use search::{DeliveryState, Filter, Replayable};
+pub use survey::Tried;
 pub use writer::{News, Newsstand};
 
 use seal::Seal;
@@ -132,6 +133,11 @@ impl Ledger {
     /// Whether there is a ledger in `directory`.
     pub fn exists(directory: &Path) -> bool {
         fs::metadata(directory.join(FILE)).is_ok_and(|file| file.len() > 0)
+    }
+
+    /// The format of a ledger that an older flagpost wrote; [`Ledger::open`] brings it up to date.
+    pub fn older_format(directory: &Path) -> Option<i64> {
+        schema::older_format(&directory.join(FILE))
     }
 
     /// Whether another process writes to the ledger in `directory` now.

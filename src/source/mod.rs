@@ -10,6 +10,7 @@ mod conn_info;
 mod coverage;
 mod feed;
 mod follow;
+mod health;
 mod observe;
 mod outbox;
 pub mod pgoutput;
@@ -30,6 +31,11 @@ pub use conn_info::{ConnInfo, Host, SslMode};
 pub use coverage::{Coverage, Covering};
 pub use feed::{Feed, Origin};
 pub use follow::Follow;
+pub use health::{
+    Aged, OwnCalls, RoleFacts, SessionFacts, SlotCost, TlsFacts, all_slots, filtered_tables, migrations,
+    open_transactions, own_calls, prepared_transactions, role_facts, session_facts, settings, slot_cost,
+    tls_facts, unread_slots,
+};
 pub use observe::{
     Identity, Listener, Quota, ServerFacts, SlotFacts, has_publication, listeners, server_facts, server_port,
     slot_facts, system_id, unreadable_tables, unusable_identities,

@@ -7,6 +7,7 @@ mod architecture;
 mod bad_input;
 mod both_sources;
 mod canary;
+mod check;
 mod cli;
 mod cluster;
 mod crash;
