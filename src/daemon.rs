@@ -38,14 +38,14 @@ const WRITER_TELLS_WITHIN: Duration = Duration::from_millis(100);
 const NUDGE: Duration = Duration::from_secs(2);
 
 /// Runs until SIGTERM or SIGINT (then `Ok`), or until something is wrong that waiting does not mend. `ready` is called once,
-/// when the mirror is loaded and the stream is open.
-pub async fn run(config: &Config, ready: impl FnOnce(&str)) -> Result<()> {
+/// when the mirror is loaded and the stream is open. `desk` answers the status page.
+pub async fn run(config: &Config, desk: Arc<dyn ops::Desk>, ready: impl FnOnce(&str)) -> Result<()> {
     let stop = CancellationToken::new();
     let pulse = Arc::<Pulse>::default();
     stop_on_signals(&stop, &pulse)?;
     let ops = tokio::spawn({
         let (config, pulse, stop) = (config.clone(), Arc::clone(&pulse), stop.clone());
-        async move { ops::serve(&config, pulse, stop).await }
+        async move { ops::serve(&config, desk, pulse, stop).await }
     });
     let ended = run_as_long_as_there_is_room(config, ready, &pulse, &stop).await;
     ops.abort();

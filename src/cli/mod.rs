@@ -11,6 +11,7 @@ macro_rules! say {
 
 mod check;
 mod demo;
+mod desk;
 mod endpoint;
 mod log;
 mod moment;

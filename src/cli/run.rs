@@ -1,5 +1,8 @@
 //! `flagpost run`: the daemon.
 
+use std::sync::Arc;
+
+use super::desk::PageDesk;
 use crate::config::Config;
 use crate::daemon;
 use crate::error::Result;
@@ -10,5 +13,5 @@ pub(super) async fn run(config: &Config) -> Result<u8> {
         say!("{summary}");
         service::ready(summary);
     };
-    daemon::run(config, ready).await.map(|()| 0)
+    daemon::run(config, Arc::new(PageDesk::new(config)), ready).await.map(|()| 0)
 }

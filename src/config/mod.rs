@@ -5,6 +5,7 @@
 
 mod endpoints;
 mod notices;
+mod page;
 mod raw;
 
 use std::collections::BTreeMap;
@@ -24,6 +25,8 @@ use crate::event::{EndpointKey, Formats, Routing, Settle, Subscription};
 use crate::ledger::Retention;
 use crate::notify::Settings as NotifySettings;
 use crate::source::{ConnInfo, Host, Names, Outbox};
+
+pub use page::StatusPage;
 
 /// Where the file is looked for when `--config` names none.
 pub const DEFAULT_FILE: &str = "/etc/flagpost/flagpost.toml";
@@ -105,6 +108,8 @@ pub struct Config {
     pub notify: NotifySettings,
     /// Address of metrics and status; `None` for `off`.
     pub ops_listen: Option<SocketAddr>,
+    /// The status page there.
+    pub status_page: StatusPage,
     /// How log lines are written.
     pub log_format: LogFormat,
     /// What is logged: a `tracing` filter (`info`, `flagpost=debug`).
@@ -180,6 +185,7 @@ fn check(
         return Err(Error::config("delivery.max_in_flight is 0: nothing would be sent; use 1 or more"));
     }
     let https_only = raw.network.https_only.unwrap_or(false);
+    let ops_listen = listen(raw.ops.listen.as_deref())?;
     let metadata_events = raw.webhooks.feature_metadata_events.unwrap_or(false);
     let endpoints = endpoints::parse(raw.webhooks, https_only, environment)?;
     let mut config = Config {
@@ -231,7 +237,8 @@ fn check(
             Duration::from_secs(24 * 3600),
         )?,
         notify: notices::check(raw.notify)?,
-        ops_listen: listen(raw.ops.listen.as_deref())?,
+        ops_listen,
+        status_page: page::check(raw.ops, ops_listen, environment)?,
         log_format: log_format(raw.log.format.as_deref())?,
         log_level: raw.log.level.unwrap_or_else(|| "info".into()),
         unknown_variables,
@@ -506,6 +513,7 @@ mod tests {
             ("audit-log.secret", "s"),
             ("banner-secret", "s"),
             ("smtp-password", "s"),
+            ("ops-token", "0123456789abcdef"),
         ] {
             std::fs::write(folder.path().join(name), text).unwrap();
         }
