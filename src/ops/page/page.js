@@ -29,6 +29,7 @@ function h(name, attributes, ...children) {
 
 function span(seconds) {
   if (seconds === null || seconds === undefined) return "unknown";
+  if (seconds < 0.05) return "0 s";
   if (seconds < 10 && seconds % 1) return `${seconds.toFixed(1)} s`;
   if (seconds < 120) return `${Math.round(seconds)} s`;
   if (seconds < 7200) return `${Math.round(seconds / 60)} min`;
