@@ -103,9 +103,8 @@ impl Capture {
         loop {
             self.pulse.beat(Stage::Capture);
             let wake_at = self.next_wake();
-            let next = runtime.block_on(async {
-                tokio::time::timeout_at(wake_at, self.items.recv()).await.ok()
-            });
+            let next =
+                runtime.block_on(async { tokio::time::timeout_at(wake_at, self.items.recv()).await.ok() });
             match next {
                 Some(Some(delivery)) => {
                     if !self.take(delivery, runtime)? {

@@ -25,8 +25,8 @@ use crate::ledger::{Identity, Ledger, Newsstand, Purpose, Reader, Write};
 use crate::mirror::Mirror;
 use crate::notify::Notifier;
 use crate::ops;
-use crate::pulse::{Phase, Pulse};
 use crate::prepare::{Prepared, Until, covering, origin, prepare};
+use crate::pulse::{Phase, Pulse};
 use crate::room::Room;
 use crate::schema::Table;
 use crate::source::{Catalog, Channels, Coverage, Feed, QUEUE};
@@ -61,9 +61,8 @@ async fn run_as_long_as_there_is_room(
     let mut ready = Some(ready);
     let mut room = Room::new(config);
     loop {
-        let dispatch = |outlet: Outlet, stop| {
-            Ok(dispatcher(config, outlet)?.with_pulse(Arc::clone(pulse)).run(stop))
-        };
+        let dispatch =
+            |outlet: Outlet, stop| Ok(dispatcher(config, outlet)?.with_pulse(Arc::clone(pulse)).run(stop));
         let ready = |summary: &str| {
             pulse.enter(Phase::Running);
             match ready.take() {

@@ -223,9 +223,9 @@ impl Pulse {
         let phase_for = span(state.phase_since, now).as_secs();
         let daemon = match state.phase {
             Phase::Running => None,
-            Phase::Starting => Some(format!(
-                "it starts, for {phase_for} s now: connecting, checking, loading the mirror"
-            )),
+            Phase::Starting => {
+                Some(format!("it starts, for {phase_for} s now: connecting, checking, loading the mirror"))
+            }
             Phase::NoRoom => Some(format!(
                 "there is no room on the disk of state.dir, for {phase_for} s now: nothing is read or sent until there is"
             )),
@@ -240,7 +240,9 @@ impl Pulse {
             Source::Open { .. } => {
                 Some(format!("the database has said nothing for {} s: check that it is up", silent.as_secs()))
             }
-            Source::Closed(why) => Some(format!("down for {source_for} s, connecting again and again: {why}")),
+            Source::Closed(why) => {
+                Some(format!("down for {source_for} s, connecting again and again: {why}"))
+            }
         };
         let trouble = |part| move |says| Trouble { part, says };
         let mut all: Vec<Trouble> = daemon.map(trouble("daemon")).into_iter().collect();

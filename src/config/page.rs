@@ -80,7 +80,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join(CREDENTIAL);
         std::fs::write(&path, "0123456789abcdef\n").unwrap();
-        let file = |path: &Path| raw::Ops { token_file: path.to_str().map(str::to_owned), ..raw::Ops::default() };
+        let file =
+            |path: &Path| raw::Ops { token_file: path.to_str().map(str::to_owned), ..raw::Ops::default() };
         let page = checked(file(&path), "127.0.0.1:1").unwrap();
         assert_eq!(page.token.as_ref().unwrap().expose_secret(), "0123456789abcdef");
         assert!(!format!("{page:?}").contains("0123456789"));

@@ -32,8 +32,8 @@ use tracing::{info, warn};
 use crate::change::Micros;
 use crate::error::{Error, Result};
 use crate::event::EndpointKey;
-use crate::pulse::{Pulse, Stage};
 use crate::ledger::{BreakerState, Due, Endpoint, Newsstand, Outcome, Pause, Reader, Verdict, Write};
+use crate::pulse::{Pulse, Stage};
 
 pub use answer::Answer;
 pub use breaker::{BreakerPolicy, Passage, passage};

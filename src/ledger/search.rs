@@ -59,8 +59,7 @@ impl DeliveryState {
     /// The state with this name. `Err` names all of them.
     pub fn named(text: &str) -> Result<DeliveryState, String> {
         let known = DeliveryState::ALL.into_iter().find(|state| state.name() == text);
-        known
-            .ok_or_else(|| format!("use one of {}", DeliveryState::ALL.map(DeliveryState::name).join(", ")))
+        known.ok_or_else(|| format!("use one of {}", DeliveryState::ALL.map(DeliveryState::name).join(", ")))
     }
 
     /// Whether it is found where `other` is asked for: what is to be tried again is pending, too.

@@ -22,10 +22,8 @@ use crate::change::Micros;
 use crate::error::Error;
 use crate::pulse::{Pulse, Stage};
 
-/// The status is gathered anew after this time, or after so many times what gathering took: it reads through all deliveries, and
-/// pages that are left open must not keep a core busy.
+/// The status is gathered anew after this time, however many look.
 const STATUS_FRESH: Duration = Duration::from_secs(2);
-const STATUS_REST: u32 = 20;
 /// Questions that read the ledger at the same time.
 const READERS: usize = 2;
 /// What a request may bring.
@@ -57,7 +55,33 @@ impl Api {
 }
 
 type Shared = State<Arc<Api>>;
-type Answered = Result<Response, Response>;
+type Answered = Result<Response, Refused>;
+
+/// What somebody gets who does not get what they asked for.
+struct Refused(Refusal);
+
+impl From<Refusal> for Refused {
+    fn from(refusal: Refusal) -> Refused {
+        Refused(refusal)
+    }
+}
+
+impl From<Error> for Refused {
+    /// What was asked for and is not there is the asker's; the rest is ours.
+    fn from(error: Error) -> Refused {
+        debug!(%error, "an answer to the status page failed");
+        let is_askers = error.kind().exit_code() == 2;
+        let code = if is_askers { StatusCode::BAD_REQUEST } else { StatusCode::SERVICE_UNAVAILABLE };
+        Refused((code, error.to_string()))
+    }
+}
+
+impl IntoResponse for Refused {
+    fn into_response(self) -> Response {
+        let Refused((code, says)) = self;
+        answer(code, &json!({ "error": says }))
+    }
+}
 
 /// The routes under `/api/`.
 pub(super) fn router(api: Arc<Api>) -> Router {
@@ -74,13 +98,11 @@ pub(super) fn router(api: Arc<Api>) -> Router {
 }
 
 async fn status(State(api): Shared, headers: HeaderMap) -> Answered {
-    api.door.may_read(&headers).map_err(refuse)?;
+    api.door.may_read(&headers)?;
     let mut status = api.status.lock().await;
     if status.as_ref().is_none_or(|status| status.fresh_until <= Instant::now()) {
-        let began = Instant::now();
-        let told = api.desk.status(api.pulse.troubles()).await.map_err(fail)?;
-        let rest = STATUS_FRESH.max(began.elapsed().saturating_mul(STATUS_REST));
-        *status = Some(Status { told, fresh_until: Instant::now() + rest });
+        let told = api.desk.status(api.pulse.troubles()).await?;
+        *status = Some(Status { told, fresh_until: Instant::now() + STATUS_FRESH });
     }
     let told = status.as_ref().map(|status| status.told.clone()).unwrap_or_default();
     let (phase, since) = api.pulse.phase();
@@ -105,7 +127,7 @@ async fn status(State(api): Shared, headers: HeaderMap) -> Answered {
 }
 
 async fn samples(State(api): Shared, headers: HeaderMap, RawQuery(query): RawQuery) -> Answered {
-    api.door.may_read(&headers).map_err(refuse)?;
+    api.door.may_read(&headers)?;
     let mut after = i64::MIN;
     for (name, value) in pairs(query.as_deref()) {
         match (name.as_str(), value.parse()) {
@@ -118,16 +140,16 @@ async fn samples(State(api): Shared, headers: HeaderMap, RawQuery(query): RawQue
 }
 
 async fn deliveries(State(api): Shared, headers: HeaderMap, RawQuery(query): RawQuery) -> Answered {
-    api.door.may_read(&headers).map_err(refuse)?;
+    api.door.may_read(&headers)?;
     let asked = asked(query.as_deref()).map_err(|text| bad(&text))?;
     let _place = api.readers.acquire().await;
-    api.desk.deliveries(asked).await.map(|json| answer(StatusCode::OK, &json)).map_err(fail)
+    Ok(answer(StatusCode::OK, &api.desk.deliveries(asked).await?))
 }
 
 async fn event(State(api): Shared, headers: HeaderMap, Path(id): Path<String>) -> Answered {
-    api.door.may_read(&headers).map_err(refuse)?;
+    api.door.may_read(&headers)?;
     let _place = api.readers.acquire().await;
-    api.desk.event(id).await.map(|json| answer(StatusCode::OK, &json)).map_err(fail)
+    Ok(answer(StatusCode::OK, &api.desk.event(id).await?))
 }
 
 async fn pause(State(api): Shared, headers: HeaderMap, Path(key): Path<String>, body: Bytes) -> Answered {
@@ -151,8 +173,8 @@ async fn replay(State(api): Shared, headers: HeaderMap, Path(id): Path<String>, 
 }
 
 /// The body, of somebody who may change something.
-fn may_change(api: &Api, headers: &HeaderMap, body: &[u8]) -> Result<Json, Response> {
-    api.door.may_change(headers).map_err(refuse)?;
+fn may_change(api: &Api, headers: &HeaderMap, body: &[u8]) -> Result<Json, Refused> {
+    api.door.may_change(headers)?;
     match serde_json::from_slice(body) {
         Ok(Json::Object(fields)) => Ok(Json::Object(fields)),
         Ok(_) | Err(_) => Err(bad("send a JSON object, {} at least")),
@@ -162,10 +184,10 @@ fn may_change(api: &Api, headers: &HeaderMap, body: &[u8]) -> Result<Json, Respo
 /// What was changed shows at once.
 async fn changed(api: &Api, done: crate::error::Result<Json>) -> Answered {
     *api.status.lock().await = None;
-    done.map(|json| answer(StatusCode::OK, &json)).map_err(fail)
+    Ok(answer(StatusCode::OK, &done?))
 }
 
-fn text(body: &mut Json, name: &str) -> Result<Option<String>, Response> {
+fn text(body: &mut Json, name: &str) -> Result<Option<String>, Refused> {
     match body.get_mut(name).map(Json::take) {
         None | Some(Json::Null) => Ok(None),
         Some(Json::String(text)) => Ok(Some(text)),
@@ -202,23 +224,8 @@ fn pairs(query: Option<&str>) -> Vec<(String, String)> {
     url::form_urlencoded::parse(query.unwrap_or_default().as_bytes()).into_owned().collect()
 }
 
-fn refuse((code, says): Refusal) -> Response {
-    answer(code, &json!({ "error": says }))
-}
-
-fn bad(says: &str) -> Response {
-    refuse((StatusCode::BAD_REQUEST, says.to_owned()))
-}
-
-/// What the asker has asked for and is not there is the asker's; the rest is ours.
-fn fail(error: Error) -> Response {
-    debug!(%error, "an answer to the status page failed");
-    let code = if error.kind().exit_code() == 2 {
-        StatusCode::BAD_REQUEST
-    } else {
-        StatusCode::SERVICE_UNAVAILABLE
-    };
-    refuse((code, error.to_string()))
+fn bad(says: &str) -> Refused {
+    Refused((StatusCode::BAD_REQUEST, says.to_owned()))
 }
 
 fn answer(code: StatusCode, json: &Json) -> Response {

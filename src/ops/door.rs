@@ -36,14 +36,14 @@ impl Door {
     /// Whether page and API may be read.
     pub(super) fn may_read(&self, headers: &HeaderMap) -> Result<(), Refusal> {
         let host = text(headers, &HOST).and_then(|host| host.parse::<Authority>().ok());
-        let Some(host) = host.filter(|host| self.knows(host.host())) else {
-            return Err((
-                StatusCode::MISDIRECTED_REQUEST,
-                "this name is not known here: ask by address or as localhost, or put the name into ops.hosts".into(),
-            ));
-        };
-        drop(host);
-        Ok(())
+        if host.is_some_and(|host| self.knows(host.host())) {
+            return Ok(());
+        }
+        Err((
+            StatusCode::MISDIRECTED_REQUEST,
+            "this name is not known here: ask by address or as localhost, or put the name into ops.hosts"
+                .into(),
+        ))
     }
 
     /// Whether something may be changed.
@@ -56,7 +56,9 @@ impl Door {
             );
         };
         if !self.is_own_page(headers) {
-            return refused("the request comes from another site's page (Origin): if it is this page behind a proxy, put its name into ops.hosts");
+            return refused(
+                "the request comes from another site's page (Origin): if it is this page behind a proxy, put its name into ops.hosts",
+            );
         }
         let is_json = text(headers, &CONTENT_TYPE)
             .and_then(|kind| kind.split(';').next())

@@ -19,9 +19,9 @@ use tracing::{debug, error, info};
 use super::api::{self, Api};
 use super::desk::Desk;
 use super::door::Door;
-use super::{health, page};
 use super::metrics::{self, Facts, SourceFacts};
 use super::sample::{History, Sampler};
+use super::{health, page};
 use crate::config::{Config, Mode};
 use crate::error::{Error, Result};
 use crate::ledger::{Ledger, Reader};
@@ -42,9 +42,12 @@ pub async fn serve(config: &Config, desk: Arc<dyn Desk>, pulse: Arc<Pulse>, stop
         }
     };
     info!(%addr, "metrics are at /metrics, health at /readyz and /livez, the status page at /");
-    let router = metrics_router(config)
-        .merge(health::router(Arc::clone(&pulse)))
-        .merge(page_router(config, desk, pulse, stop.clone()));
+    let router = metrics_router(config).merge(health::router(Arc::clone(&pulse))).merge(page_router(
+        config,
+        desk,
+        pulse,
+        stop.clone(),
+    ));
     let served = axum::serve(listener, router).with_graceful_shutdown(stop.cancelled_owned());
     if let Err(error) = served.await {
         error!(%error, "the ops listener has ended");

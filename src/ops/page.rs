@@ -84,8 +84,19 @@ mod tests {
             assert!(inside(tag).len() > 100, "{tag}");
         }
         for forbidden in [
-            "innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", "new Function", "localStorage",
-            " style=", " onclick=", "src=\"http", "href=\"http", "@import", "url(",
+            "innerHTML",
+            "outerHTML",
+            "insertAdjacentHTML",
+            "document.write",
+            "eval(",
+            "new Function",
+            "localStorage",
+            " style=",
+            " onclick=",
+            "src=\"http",
+            "href=\"http",
+            "@import",
+            "url(",
         ] {
             assert!(!PAGE.contains(forbidden), "the page has {forbidden}");
         }

@@ -82,9 +82,13 @@ async fn it_shows_lag_failing_endpoints_and_what_became_of_a_delivery() {
     // The charts have axes with units, and a line.
     let lag = browser.text("figure[data-name=Lag]").await;
     assert!(lag.contains("behind the database"), "{lag}");
-    let drawn = "return [...document.querySelectorAll('figure')].map(f => f.querySelectorAll('svg text').length)";
+    let drawn =
+        "return [...document.querySelectorAll('figure')].map(f => f.querySelectorAll('svg text').length)";
     let labels = browser.run(drawn).await;
     assert!(labels.as_array().unwrap().iter().all(|count| count.as_u64() >= Some(6)), "{labels}");
+    // For whoever wants to look: target/tmp/status-page.png.
+    let picture = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("status-page.png");
+    std::fs::write(picture, browser.screenshot().await).unwrap();
     // Only what was asked for.
     browser.click("//table[@id='endpoints']//button[text()='environment:2']").await;
     browser.wait_for("#deliveries tbody", "environment:2").await;
@@ -207,8 +211,11 @@ async fn nobody_else_changes_anything_and_no_other_site_reads_it() {
     let daemon = Daemon::start(&s.installation).await;
     let bearer = format!("Bearer {TOKEN}");
     let good = [("content-type", "application/json"), ("authorization", &*bearer)];
-    let paths =
-        ["/api/endpoints/environment:2/pause", "/api/endpoints/environment:2/resume", "/api/events/ab/replay"];
+    let paths = [
+        "/api/endpoints/environment:2/pause",
+        "/api/endpoints/environment:2/resume",
+        "/api/events/ab/replay",
+    ];
     for path in paths {
         for (change, code) in [
             (("authorization", "Bearer guess"), 401),
@@ -231,7 +238,9 @@ async fn nobody_else_changes_anything_and_no_other_site_reads_it() {
     // Reading by a name that is not known is refused too; health and metrics are for whoever asks.
     let client = reqwest::Client::new();
     let base = url(&s.installation);
-    for (path, code) in [("", 421), ("api/status", 421), ("api/deliveries", 421), ("readyz", 200), ("metrics", 200)] {
+    for (path, code) in
+        [("", 421), ("api/status", 421), ("api/deliveries", 421), ("readyz", 200), ("metrics", 200)]
+    {
         let answer = client.get(format!("{base}{path}")).header("host", "evil.example").send().await.unwrap();
         assert_eq!(answer.status().as_u16(), code, "{path}");
     }
@@ -255,9 +264,12 @@ async fn the_api_tells_what_the_commands_tell() {
     assert_eq!(told["endpoints"], printed["endpoints"].take());
     // The newest first, a part at a time.
     let first = api(&s.installation, "/api/deliveries?limit=2&kind=FLAG_UPDATED").await;
-    let second = api(&s.installation, &format!("/api/deliveries?limit=2&kind=FLAG_UPDATED&before={}", first["next"])).await;
+    let second =
+        api(&s.installation, &format!("/api/deliveries?limit=2&kind=FLAG_UPDATED&before={}", first["next"]))
+            .await;
     assert_eq!((first["events"].as_array().unwrap().len(), second["next"].clone()), (2, Json::Null));
-    let listed: Vec<Json> = [&first, &second].into_iter().flat_map(|part| part["events"].as_array().unwrap().clone()).collect();
+    let listed: Vec<Json> =
+        [&first, &second].into_iter().flat_map(|part| part["events"].as_array().unwrap().clone()).collect();
     let log = s.installation.run(&["log", "--json", "--kind", "FLAG_UPDATED"]).await.success();
     let logged: Vec<Json> = log.lines().rev().map(|line| serde_json::from_str(line).unwrap()).collect();
     let without_number = |mut event: Json| {
@@ -273,7 +285,12 @@ async fn the_api_tells_what_the_commands_tell() {
         assert_eq!(event["deliveries"].as_array().unwrap().len(), 1, "{event}");
     }
     // What means nothing is told, not passed over.
-    for path in ["/api/deliveries?state=fine", "/api/deliveries?feture=x", "/api/deliveries?endpoint=environment:99", "/api/events/zz"] {
+    for path in [
+        "/api/deliveries?state=fine",
+        "/api/deliveries?feture=x",
+        "/api/deliveries?endpoint=environment:99",
+        "/api/events/zz",
+    ] {
         assert_eq!(s.installation.ops(path).await.0, 400, "{path}");
     }
     let samples = api(&s.installation, "/api/samples").await;

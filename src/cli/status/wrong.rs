@@ -170,7 +170,10 @@ fn of_outbox(database: &DatabasePart, all: &mut Vec<Wrong>) {
         let first = outbox.failure.as_deref().unwrap_or("the server's log has it");
         all.push(wrong_with(
             Weight::Bad,
-            format!("{} of Flagsmith's could not be captured; the first reason: {first}", size::counted(outbox.failures, "statement")),
+            format!(
+                "{} of Flagsmith's could not be captured; the first reason: {first}",
+                size::counted(outbox.failures, "statement")
+            ),
             "Mend the cause, then begin anew: \"flagpost setup --mode outbox --resnapshot\".",
         ));
     }
@@ -201,7 +204,11 @@ fn of_endpoints(endpoints: &[EndpointPart], all: &mut Vec<Wrong>) {
     let rest = of_them.split_off(of_them.len().min(TOLD));
     all.extend(of_them);
     if let Some(weight) = rest.iter().map(|wrong| wrong.weight).min() {
-        all.push(wrong_with(weight, format!("{} more of this kind.", rest.len()), "See the endpoints below."));
+        all.push(wrong_with(
+            weight,
+            format!("{} more of this kind.", rest.len()),
+            "See the endpoints below.",
+        ));
     }
 }
 
@@ -236,7 +243,10 @@ impl EndpointPart {
         } else if self.retrying > 0 {
             add(
                 Weight::Warning,
-                format!("{} to {key} ({url}) failed and will be tried again.{error}", deliveries(self.retrying)),
+                format!(
+                    "{} to {key} ({url}) failed and will be tried again.{error}",
+                    deliveries(self.retrying)
+                ),
                 "If it goes on, mend the receiver. Nothing is lost meanwhile.".into(),
             );
         }
@@ -244,7 +254,9 @@ impl EndpointPart {
             add(
                 Weight::Note,
                 format!("{} to {key} ({url}) were given up.", deliveries(self.dead)),
-                format!("Once the receiver is well: \"flagpost replay --failed --endpoint {key}\" sends them again."),
+                format!(
+                    "Once the receiver is well: \"flagpost replay --failed --endpoint {key}\" sends them again."
+                ),
             );
         }
         if !self.tls_verified {

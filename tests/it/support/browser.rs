@@ -46,15 +46,29 @@ impl Browser {
             line.split("started successfully on port ").nth(1)?.trim_end_matches('.').parse().ok()
         });
         std::thread::spawn(move || lines.for_each(drop));
-        let mut browser =
-            Browser { driver, port: port.expect("chromedriver tells its port"), session: String::new(), _profile: profile };
+        let mut browser = Browser {
+            driver,
+            port: port.expect("chromedriver tells its port"),
+            session: String::new(),
+            _profile: profile,
+        };
         let folder = format!("--user-data-dir={}", browser._profile.path().join("profile").display());
         let size = format!("--window-size={width},{height}");
         let scheme = format!("--blink-settings=preferredColorScheme={}", u8::from(!is_dark));
         let arguments = [
-            "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-            "--disable-background-networking", "--disable-component-update", "--disable-sync", "--hide-scrollbars",
-            "--disable-dev-shm-usage", &size, &folder, &scheme,
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-quic",
+            "--no-first-run",
+            "--disable-background-networking",
+            "--disable-component-update",
+            "--disable-sync",
+            "--hide-scrollbars",
+            "--disable-dev-shm-usage",
+            &size,
+            &folder,
+            &scheme,
         ];
         let options = json!({ "args": arguments });
         let capabilities = json!({ "capabilities": { "alwaysMatch": {
@@ -89,7 +103,11 @@ impl Browser {
             if text.contains(part) {
                 return text;
             }
-            assert!(Instant::now() < deadline, "{selector} does not say {part:?} but {text:?}: {}", self.log().await);
+            assert!(
+                Instant::now() < deadline,
+                "{selector} does not say {part:?} but {text:?}: {}",
+                self.log().await
+            );
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     }
@@ -143,7 +161,11 @@ impl Browser {
     fn quit(&self) -> std::io::Result<()> {
         let mut stream = TcpStream::connect(("127.0.0.1", self.port))?;
         stream.set_read_timeout(Some(Duration::from_secs(5)))?;
-        write!(stream, "DELETE /session/{} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n", self.session)?;
+        write!(
+            stream,
+            "DELETE /session/{} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n",
+            self.session
+        )?;
         stream.read(&mut [0; 1024]).map(drop)
     }
 }
