@@ -1,12 +1,12 @@
 //! The last hour, in memory: every ten seconds how far behind we are and what was done meanwhile. A restart begins it anew.
 //!
 //! A sample must cost next to nothing, for it is taken whether anybody looks or not: one row of a system view, the newest event's
-//! number, a count along an index of what is pending, and counters of this process.
+//! number, and counters of this process. What is pending is counted, which takes a while where much is: then less often.
 
 use std::collections::VecDeque;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use tokio_postgres::Client;
@@ -22,6 +22,8 @@ use crate::source::{connect, outbox_facts, slot_facts};
 pub(super) const EVERY: Duration = Duration::from_secs(10);
 /// An hour of them.
 const KEPT: usize = 360;
+/// What is pending is counted again after so many times what counting took: at most a fiftieth of a core.
+const REST: u32 = 50;
 /// So long the server may take to tell.
 const SERVER_TELLS_WITHIN: Duration = Duration::from_secs(3);
 
@@ -76,6 +78,8 @@ pub(super) struct Sampler {
     client: Option<Client>,
     /// At the sample before: the newest event, and attempts that were delivered and that failed.
     before: (Option<i64>, (u64, u64)),
+    /// How many deliveries were pending, and until when that will do.
+    pending: Option<(u64, Instant)>,
 }
 
 /// How far behind the source is.
@@ -88,7 +92,7 @@ struct Lag {
 
 impl Sampler {
     pub(super) fn new(config: Config, pulse: Arc<Pulse>) -> Sampler {
-        Sampler { config, pulse, client: None, before: (None, (0, 0)) }
+        Sampler { config, pulse, client: None, before: (None, (0, 0)), pending: None }
     }
 
     /// Takes samples for ever.
@@ -103,9 +107,11 @@ impl Sampler {
 
     async fn sample(&mut self) -> Sample {
         let directory = self.config.state_dir.clone();
-        let ledger = tokio::task::spawn_blocking(move || of_ledger(&directory).ok()).await.ok().flatten();
+        let pending = self.pending.filter(|(_, until)| *until > Instant::now());
+        let ledger = tokio::task::spawn_blocking(move || of_ledger(&directory, pending).ok()).await;
+        let (last, pending) = ledger.ok().flatten().unzip();
+        self.pending = pending;
         let lag = self.lag().await;
-        let (last, pending) = ledger.unzip();
         let attempts = self.pulse.attempts();
         let (before, (delivered, failed)) = std::mem::replace(&mut self.before, (last, attempts));
         Sample {
@@ -116,7 +122,7 @@ impl Sampler {
             events: last.zip(before).map(|(last, before)| (last - before).max(0)),
             delivered: attempts.0.saturating_sub(delivered),
             failed: attempts.1.saturating_sub(failed),
-            pending,
+            pending: pending.map(|(count, _)| count),
             ready: self.pulse.troubles().is_empty(),
         }
     }
@@ -154,10 +160,18 @@ async fn ask(config: &Config, client: Option<Client>) -> Result<(Client, Lag)> {
     Ok((client, lag))
 }
 
-/// The newest event, and how many deliveries wait.
-fn of_ledger(directory: &Path) -> Result<(i64, u64)> {
+/// The newest event, and how many deliveries are pending, which is counted if that is not known.
+fn of_ledger(directory: &Path, pending: Option<(u64, Instant)>) -> Result<(i64, (u64, Instant))> {
     let reader = Reader::open(directory)?;
-    Ok((reader.last_event()?, reader.waiting()?))
+    let pending = match pending {
+        Some(pending) => pending,
+        None => {
+            let began = Instant::now();
+            let count = reader.waiting()?;
+            (count, Instant::now() + began.elapsed().saturating_mul(REST))
+        }
+    };
+    Ok((reader.last_event()?, pending))
 }
 
 #[cfg(test)]
