@@ -11,7 +11,7 @@ demo: build
 	target/release/flagpost demo
 
 test:
-	@tools/needs build postgres openssl python3 node smtp unshare pgbouncer systemd
+	@tools/needs build postgres openssl python3 node smtp unshare pgbouncer systemd chromium
 	cargo fmt --check
 	cargo clippy --all-targets --locked -- -D warnings
 	cargo test --locked
@@ -31,7 +31,7 @@ test-deb: build
 MAJORS = 14 15 16 17 18
 
 test-postgres-all:
-	@tools/needs build postgres psql openssl python3 node npm smtp unshare pgbouncer systemd
+	@tools/needs build postgres psql openssl python3 node npm smtp unshare pgbouncer systemd chromium
 	@passed=""; \
 	for major in $(MAJORS); do \
 		bindir=$$(tools/postgres $$major) && echo "integration tests on $$($$bindir/postgres --version)" && \

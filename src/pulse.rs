@@ -90,6 +90,9 @@ pub struct Pulse {
     beats: [AtomicU64; Stage::ALL.len()],
     /// The same of the source's server.
     heard: AtomicU64,
+    /// Attempts that were answered with 2xx, and that failed.
+    delivered: AtomicU64,
+    failed: AtomicU64,
 }
 
 #[derive(Debug, Clone)]
@@ -122,6 +125,8 @@ impl Default for Pulse {
             }),
             beats: std::array::from_fn(|_| AtomicU64::new(0)),
             heard: AtomicU64::new(0),
+            delivered: AtomicU64::new(0),
+            failed: AtomicU64::new(0),
         }
     }
 }
@@ -132,6 +137,17 @@ impl Pulse {
         if let Some(beat) = self.beats.get(stage as usize) {
             beat.store(self.now(), Ordering::Relaxed);
         }
+    }
+
+    /// An attempt to deliver has ended.
+    pub fn attempted(&self, is_delivered: bool) {
+        let counter = if is_delivered { &self.delivered } else { &self.failed };
+        counter.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How many attempts were delivered, and how many failed, since the process began.
+    pub fn attempts(&self) -> (u64, u64) {
+        (self.delivered.load(Ordering::Relaxed), self.failed.load(Ordering::Relaxed))
     }
 
     /// Waits for somebody outside who may take long, beating for the stage that waits.

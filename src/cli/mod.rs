@@ -13,6 +13,7 @@ mod bugreport;
 mod check;
 mod completions;
 mod demo;
+mod desk;
 mod endpoint;
 mod healthcheck;
 mod leftovers;

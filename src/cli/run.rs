@@ -1,5 +1,8 @@
 //! `flagpost run`: the daemon.
 
+use std::sync::Arc;
+
+use super::desk::PageDesk;
 use crate::config::Config;
 use crate::daemon;
 use crate::error::Result;
@@ -14,5 +17,5 @@ pub(super) async fn run(
         say!("{summary}");
         service::ready(summary);
     };
-    daemon::run(config, load, ready).await.map(|()| 0)
+    daemon::run(config, load, Arc::new(PageDesk::new(config)), ready).await.map(|()| 0)
 }

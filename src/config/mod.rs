@@ -6,6 +6,7 @@
 mod changes;
 mod endpoints;
 mod notices;
+mod page;
 mod raw;
 mod written;
 
@@ -29,6 +30,8 @@ use crate::source::{ConnInfo, Host, Names, Outbox};
 pub use written::{Key, Written};
 
 pub use changes::{Changes, Digests};
+
+pub use page::StatusPage;
 
 /// Where the file is looked for when `--config` names none.
 pub const DEFAULT_FILE: &str = "/etc/flagpost/flagpost.toml";
@@ -116,6 +119,8 @@ pub struct Config {
     pub ops_listen: Option<SocketAddr>,
     /// Base URL of the collector that traces go to.
     pub traces: Option<String>,
+    /// The status page there.
+    pub status_page: StatusPage,
     /// How log lines are written.
     pub log_format: LogFormat,
     /// What is logged: a `tracing` filter (`info`, `flagpost=debug`).
@@ -190,6 +195,7 @@ fn check(written: raw::Written, environment: &BTreeMap<String, String>) -> Resul
         return Err(Error::config("delivery.max_in_flight is 0: nothing would be sent; use 1 or more"));
     }
     let https_only = raw.network.https_only.unwrap_or(false);
+    let ops_listen = listen(raw.ops.listen.as_deref())?;
     let metadata_events = raw.webhooks.feature_metadata_events.unwrap_or(false);
     let endpoints = endpoints::parse(raw.webhooks, https_only, environment)?;
     let mut config = Config {
@@ -241,7 +247,8 @@ fn check(written: raw::Written, environment: &BTreeMap<String, String>) -> Resul
             Duration::from_secs(24 * 3600),
         )?,
         notify: notices::check(raw.notify)?,
-        ops_listen: listen(raw.ops.listen.as_deref())?,
+        ops_listen,
+        status_page: page::check(raw.ops, ops_listen, environment)?,
         log_format: log_format(raw.log.format.as_deref())?,
         traces: traces(raw.traces.endpoint)?,
         log_level: raw.log.level.unwrap_or_else(|| "info".into()),
@@ -539,6 +546,7 @@ mod tests {
             ("audit-log.secret", "s"),
             ("banner-secret", "s"),
             ("smtp-password", "s"),
+            ("ops-token", "0123456789abcdef"),
         ] {
             std::fs::write(folder.path().join(name), text).unwrap();
         }

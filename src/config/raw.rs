@@ -158,6 +158,11 @@ pub(super) struct Notify {
 #[serde(deny_unknown_fields, default)]
 pub(super) struct Ops {
     pub(super) listen: Option<String>,
+    #[serde(deserialize_with = "boolean")]
+    pub(super) page: Option<bool>,
+    pub(super) token_file: Option<String>,
+    #[serde(deserialize_with = "list")]
+    pub(super) hosts: Vec<String>,
 }
 
 #[derive(Default, Deserialize)]
@@ -210,6 +215,9 @@ pub(super) const KEYS: &[(&str, &str)] = &[
     ("notify", "webhook"),
     ("notify", "after"),
     ("ops", "listen"),
+    ("ops", "page"),
+    ("ops", "token_file"),
+    ("ops", "hosts"),
     ("log", "format"),
     ("log", "level"),
     ("traces", "endpoint"),

@@ -284,6 +284,7 @@ impl Dispatcher {
     async fn finish(&mut self, finished: Result<Finished, tokio::task::JoinError>) -> Result<()> {
         let finished = finished.map_err(|e| Error::internal(format!("a delivery task failed: {e}")))?;
         let now = Micros::now();
+        self.pulse.attempted(finished.answer.error.is_none());
         let verdict = self.judge(&finished, now);
         let (breaker, hasten) = self.move_lane(&finished, verdict, now)?;
         let Finished { due, began, took, answer, .. } = finished;

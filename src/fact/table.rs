@@ -148,10 +148,18 @@ facts! {
         do "Nothing.";
 
     // The ops listener.
-    info OpsListening { addr: String } "metrics and status page are served"
+    info OpsListening { addr: String } "metrics are at /metrics, health at /readyz and /livez, the status page at /"
         do "Nothing: http://ADDR/ is the page, /metrics the metrics.";
-    error OpsAddressTaken { addr: String, error: String } "there are no metrics and no status page: choose another address for ops.listen, or \"off\""
+    error OpsAddressTaken { addr: String, error: String } "there are no metrics, no health endpoints and no status page: choose another address for ops.listen, or \"off\""
         do "Choose another ops.listen, then restart. Deliveries go on.";
+    debug PageFailed { error: String } "an answer to the status page failed"
+        do "See `error`; deliveries go on.";
+    info PagePauses { endpoint_id: String } "pausing an endpoint for the status page"
+        do "Nothing: somebody with the token asked for it.";
+    info PageResumes { endpoint_id: String } "resuming an endpoint for the status page"
+        do "Nothing: somebody with the token asked for it.";
+    info PageReplays { event_id: String, endpoint_id: Option<String> } "sending again for the status page"
+        do "Nothing: somebody with the token asked for it.";
     error OpsEnded { error: String } "the ops listener has ended"
         do "Restart flagpost when it suits you. Deliveries go on.";
     error MetricsUngathered { error: String } "metrics cannot be gathered"

@@ -10,6 +10,7 @@ use super::record::Counts;
 use super::search::DeliveryState;
 use crate::change::{Micros, Row};
 use crate::error::Result;
+use crate::event::EndpointKey;
 use crate::schema::Table;
 
 /// Of so many failed deliveries the latest failure is looked for: those that wait longest for their next attempt.
@@ -205,6 +206,20 @@ impl Reader {
             .and_then(|mut s| {
                 s.query_row(params![endpoint, event, attempt], |row| Ok((row.get(0)?, row.get(1)?)))
                     .optional()
+            })
+            .map_err(self.failed())
+    }
+
+    /// The attempts at the newest events of an endpoint, at most `limit`: how many there were, and how many were delivered.
+    pub fn recent_attempts(&self, endpoint: EndpointKey, limit: usize) -> Result<(u64, u64)> {
+        self.connection()
+            .prepare_cached(
+                "SELECT count(*), count(*) FILTER (WHERE error IS NULL) FROM (
+                     SELECT error FROM attempt WHERE endpoint = ?1 ORDER BY event DESC, number DESC LIMIT ?2)",
+            )
+            .and_then(|mut s| {
+                let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+                s.query_row(params![endpoint.to_string(), limit], |row| Ok((row.get(0)?, row.get(1)?)))
             })
             .map_err(self.failed())
     }

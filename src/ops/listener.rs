@@ -1,4 +1,4 @@
-//! The ops listener: metrics and health over HTTP, read-only. It lives as long as the process, so it answers also while the daemon waits for
+//! The ops listener: metrics, health and the status page over HTTP. It lives as long as the process, so it answers also while the daemon waits for
 //! room on its disk.
 
 use std::path::Path;
@@ -15,9 +15,13 @@ use tokio::net::TcpListener;
 use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 
-use super::health;
+use super::api::{self, Api};
+use super::desk::Desk;
+use super::door::Door;
 use super::metrics::{self, Facts, SourceFacts};
 use super::process;
+use super::sample::{History, Sampler};
+use super::{health, page};
 use crate::config::{Config, Mode};
 use crate::error::{Error, Result};
 use crate::fact::{LedgerUnread, MetricsUngathered, OpsAddressTaken, OpsEnded, OpsListening, ServerUnasked};
@@ -29,7 +33,7 @@ use crate::source::{connect, outbox_facts, slot_facts};
 const SERVER_TELLS_WITHIN: Duration = Duration::from_secs(3);
 
 /// Listens where `ops.listen` says, until `stop`. An address that is taken is told and costs the metrics only.
-pub async fn serve(config: &Config, pulse: Arc<Pulse>, stop: CancellationToken) {
+pub async fn serve(config: &Config, desk: Arc<dyn Desk>, pulse: Arc<Pulse>, stop: CancellationToken) {
     process::begin();
     let Some(addr) = config.ops_listen else { return };
     let listener = match TcpListener::bind(addr).await {
@@ -40,13 +44,35 @@ pub async fn serve(config: &Config, pulse: Arc<Pulse>, stop: CancellationToken) 
         }
     };
     OpsListening { addr: addr.to_string() }.tell();
-    // One scrape at a time: each reads through the ledger.
-    let config = Arc::new(Mutex::new(config.clone()));
-    let router = Router::new().route("/metrics", get(scrape)).with_state(config).merge(health::router(pulse));
+    let router = metrics_router(config).merge(health::router(Arc::clone(&pulse))).merge(page_router(
+        config,
+        desk,
+        pulse,
+        stop.clone(),
+    ));
     let served = axum::serve(listener, router).with_graceful_shutdown(stop.cancelled_owned());
     if let Err(error) = served.await {
         OpsEnded { error: error.to_string() }.tell();
     }
+}
+
+fn metrics_router(config: &Config) -> Router {
+    // One scrape at a time: each reads through the ledger.
+    let config = Arc::new(Mutex::new(config.clone()));
+    Router::new().route("/metrics", get(scrape)).with_state(config)
+}
+
+/// Page and API, and whoever gathers what they show of the last hour.
+fn page_router(config: &Config, desk: Arc<dyn Desk>, pulse: Arc<Pulse>, stop: CancellationToken) -> Router {
+    if !config.status_page.is_served {
+        return page::closed();
+    }
+    let history = Arc::<History>::default();
+    let sampler = Sampler::new(config.clone(), Arc::clone(&pulse)).run(Arc::clone(&history));
+    tokio::spawn(stop.run_until_cancelled_owned(sampler));
+    let door = Door::new(config.status_page.hosts.clone(), config.status_page.token.clone());
+    let api = Arc::new(Api::new(door, desk, pulse, history));
+    page::router(Arc::clone(&api)).merge(api::router(api))
 }
 
 async fn scrape(State(config): State<Arc<Mutex<Config>>>) -> Response {

@@ -38,6 +38,7 @@ mod replication;
 mod schedule;
 mod shadow;
 mod signing;
+mod status_page;
 mod story;
 mod support;
 mod switch_source;
