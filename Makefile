@@ -1,6 +1,6 @@
 # `make demo` shows the daemon at work, `make test` passes the tests, `make test-postgres-all` those that need a
 # server on every major version of PostgreSQL. They install what they miss and say so.
-.PHONY: demo test test-postgres-all bench build
+.PHONY: demo test test-monitoring test-postgres-all bench build
 
 build:
 	@tools/needs build
@@ -15,6 +15,12 @@ test:
 	cargo fmt --check
 	cargo clippy --all-targets --locked -- -D warnings
 	cargo test --locked
+	$(MAKE) --no-print-directory test-monitoring
+
+# Prometheus' own checks of the alerting rules.
+test-monitoring:
+	@promtool=$$(tools/promtool) && $$promtool check rules monitoring/alerts.yml && \
+	$$promtool test rules monitoring/alerts_test.yml
 
 # Some of them only: make test-postgres-all MAJORS='14 18'
 MAJORS = 14 15 16 17 18
