@@ -1,7 +1,6 @@
 //! Endpoints beside the database's, and single ones that are called in a way of their own: filters, headers, Basic auth, TLS; told
 //! where they belong, and their secrets nowhere.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -465,8 +464,9 @@ async fn an_endpoint_can_have_a_time_of_its_own() {
 }
 
 #[test]
-fn the_readme_names_what_endpoints_can_have() {
-    let readme = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).unwrap();
+fn the_documents_name_what_endpoints_can_have() {
+    let documents =
+        [include_str!("../../docs/endpoints.md"), include_str!("../../docs/configuration.md")].concat();
     for key in [
         "`tags`",
         "network.https_only",
@@ -475,6 +475,6 @@ fn the_readme_names_what_endpoints_can_have() {
         "`client_certificate`",
         "`secret_file`",
     ] {
-        assert!(readme.contains(key), "README.md does not name {key}");
+        assert!(documents.contains(key), "docs/endpoints.md and docs/configuration.md do not name {key}");
     }
 }

@@ -21,6 +21,7 @@ mod hostile;
 mod idle;
 mod messages;
 mod migration;
+mod monitoring;
 mod notices;
 mod old_flagsmith;
 mod operator;
