@@ -17,9 +17,9 @@ use tokio::sync::{Mutex, Semaphore};
 use super::desk::{Asked, Desk};
 use super::door::{Door, Refusal};
 use super::sample::{EVERY, History};
-use crate::fact::{PageFailed, PagePauses, PageReplays, PageResumes};
 use crate::change::Micros;
 use crate::error::Error;
+use crate::fact::{PageFailed, PagePauses, PageReplays, PageResumes};
 use crate::pulse::{Pulse, Stage};
 
 /// The status is gathered anew after this time, however many look.
@@ -168,7 +168,7 @@ async fn resume(State(api): Shared, headers: HeaderMap, Path(key): Path<String>,
 async fn replay(State(api): Shared, headers: HeaderMap, Path(id): Path<String>, body: Bytes) -> Answered {
     let mut body = may_change(&api, &headers, &body)?;
     let endpoint = text(&mut body, "endpoint")?;
-    PageReplays { event_id: id.to_string(), endpoint_id: endpoint.map(ToString::to_string) }.tell();
+    PageReplays { event_id: id.to_string(), endpoint_id: endpoint.clone() }.tell();
     changed(&api, api.desk.replay(id, endpoint).await).await
 }
 

@@ -235,7 +235,7 @@ async fn under_a_real_systemd_it_is_started_heard_reloaded_watched_and_stopped()
         .batch_execute("UPDATE features_featurestate SET enabled = NOT enabled WHERE id = 1")
         .await
         .unwrap();
-    receiver.wait_for(|all| !all.is_empty(), PATIENCE).await;
+    receiver.wait_for(|all| !all.is_empty(), PATIENCE).await.unwrap();
     systemd.until("the flag's story", || {
         let story = systemd.journal(&["FEATURE=dark_mode"]);
         story.contains("an event was recorded") && story.contains("delivered")
@@ -265,7 +265,7 @@ async fn under_a_real_systemd_it_is_started_heard_reloaded_watched_and_stopped()
         .batch_execute("UPDATE features_featurestate SET enabled = NOT enabled WHERE id = 1")
         .await
         .unwrap();
-    receiver.wait_for(|all| all.len() > before, PATIENCE).await;
+    receiver.wait_for(|all| all.len() > before, PATIENCE).await.unwrap();
     // As long as it gets on it is left alone, for longer than the watchdog waits.
     tokio::time::sleep(Duration::from_secs(6)).await;
     assert_eq!(systemd.property("NRestarts"), "1", "{}", systemd.journal(&[]));
