@@ -1,6 +1,6 @@
 # `make demo` shows the daemon at work, `make test` passes the tests, `make test-postgres-all` those that need a
 # server on every major version of PostgreSQL. They install what they miss and say so.
-.PHONY: demo test test-postgres-all bench build
+.PHONY: demo test test-deb test-monitoring test-postgres-all bench build deb
 
 build:
 	@tools/needs build
@@ -11,16 +11,33 @@ demo: build
 	target/release/flagpost demo
 
 test:
-	@tools/needs build postgres openssl python3 node smtp unshare pgbouncer systemd
+	@tools/needs build postgres openssl python3 node smtp unshare pgbouncer systemd chromium
 	cargo fmt --check
 	cargo clippy --all-targets --locked -- -D warnings
 	cargo test --locked
+	$(MAKE) --no-print-directory test-monitoring
+	$(MAKE) --no-print-directory test-deb
+
+# A Debian package, in target/debian.
+deb: build
+	@tools/needs deb
+	@tools/deb "$$(tools/cargo-deb)"
+
+# The package, installed, upgraded, removed and purged in a scratch Debian.
+test-deb: build
+	@tools/needs postgres psql deb debootstrap systemd
+	@tools/test-deb "$$(tools/cargo-deb)"
+
+# Prometheus' own checks of the alerting rules.
+test-monitoring:
+	@promtool=$$(tools/promtool) && $$promtool check rules monitoring/alerts.yml && \
+	$$promtool test rules monitoring/alerts_test.yml
 
 # Some of them only: make test-postgres-all MAJORS='14 18'
 MAJORS = 14 15 16 17 18
 
 test-postgres-all:
-	@tools/needs build postgres psql openssl python3 node npm smtp unshare pgbouncer systemd
+	@tools/needs build postgres psql openssl python3 node npm smtp unshare pgbouncer systemd chromium
 	@passed=""; \
 	for major in $(MAJORS); do \
 		bindir=$$(tools/postgres $$major) && echo "integration tests on $$($$bindir/postgres --version)" && \

@@ -27,8 +27,8 @@ CREATE TABLE IF NOT EXISTS flagpost.outbox (
     at         timestamptz NOT NULL DEFAULT clock_timestamp(),
     op         "char" NOT NULL,  -- I, U, D, T (truncated), or C: the commit, which belongs to no table
     table_name text,
-    old_row    jsonb,  -- only the columns that the trigger names
-    new_row    jsonb,
+    old_row    jsonb,  -- of a D, and of a U that changed it: the key
+    new_row    jsonb,  -- only the columns that the trigger names
     is_first   boolean NOT NULL DEFAULT false,  -- of its transaction: fires the trigger at commit
     PRIMARY KEY (xid, seq)                      -- it is read by transaction
 ) WITH (
@@ -89,80 +89,81 @@ CREATE OR REPLACE FUNCTION flagpost.capture() RETURNS trigger
     SET enable_nestloop = off   -- a plan that was made for one row may be used for a million,
     SET jit = off               -- and one that was made for a million for one
 AS $$
-DECLARE
-    is_alone boolean := now() = statement_timestamp();
-    is_first boolean := false;
-    is_done  boolean := false;
 BEGIN
-    IF current_setting('flagpost.looked', true) IS DISTINCT FROM extract(epoch FROM now())::bigint::text THEN
+    -- Every expression is made ready anew in each transaction, and PERFORM runs a whole query: so there are few of either, and
+    -- what is called for its effect stands in a condition.
+    IF current_setting('flagpost.looked', true) IS DISTINCT FROM left(now()::text, 19) THEN
         IF pg_table_size('flagpost.outbox') >= {cap} THEN
             RAISE EXCEPTION USING ERRCODE = 'configuration_limit_exceeded',
                 MESSAGE = 'flagpost.outbox has reached its cap of {cap} bytes: start flagpost, or uninstall its outbox';
         END IF;
-        PERFORM set_config('flagpost.looked', extract(epoch FROM now())::bigint::text, false);
+        PERFORM set_config('flagpost.looked', left(now()::text, 19), false);
     END IF;
-    IF NOT is_alone THEN
-        -- Noted for this transaction only, and forgotten with a savepoint, as is the row that it stands for.
-        is_first := current_setting('flagpost.noted', true) IS DISTINCT FROM pg_current_xact_id_if_assigned()::text;
-    END IF;
-
+    -- is_first: not alone in its transaction, and the first there. That is noted for this transaction only, and forgotten with a
+    -- savepoint, as is the row that it stands for.
     -- What Flagsmith does nearly always, one row that has nothing to digest, takes a short way: every function and every node
     -- of a query costs time before the first row. Of more than one row these write none. OFFSET 0 lets a row be made once.
-    IF TG_OP = 'UPDATE' AND TG_ARGV[0] = '' THEN
-        INSERT INTO flagpost.outbox (op, table_name, old_row, new_row, is_first)
-        SELECT 'U', TG_TABLE_NAME,
-               (SELECT o.r - ARRAY(SELECT jsonb_object_keys(o.r - TG_ARGV)) FROM (SELECT to_jsonb(x) AS r FROM old_rows x OFFSET 0) o),
-               n.r - ARRAY(SELECT jsonb_object_keys(n.r - TG_ARGV)), is_first
-        FROM (SELECT to_jsonb(x) AS r FROM new_rows x OFFSET 0) n
-        WHERE NOT EXISTS (SELECT FROM new_rows OFFSET 1 LIMIT 1);
-        is_done := FOUND;
-    ELSIF TG_OP = 'INSERT' THEN
-        INSERT INTO flagpost.outbox (op, table_name, new_row, is_first)
-        SELECT 'I', TG_TABLE_NAME, n.r - ARRAY(SELECT jsonb_object_keys(n.r - TG_ARGV)), is_first
-        FROM (SELECT to_jsonb(x) AS r FROM new_rows x OFFSET 0) n
-        WHERE n.r ->> TG_ARGV[0] IS NULL AND NOT EXISTS (SELECT FROM new_rows OFFSET 1 LIMIT 1);
-        is_done := FOUND;
-    END IF;
-
-    IF is_done THEN
-        NULL;
+    IF TG_OP = 'UPDATE' THEN
+        IF TG_ARGV[0] = '' AND TG_ARGV[1] = 'id' THEN
+            INSERT INTO flagpost.outbox (op, table_name, old_row, new_row, is_first)
+            SELECT 'U', TG_TABLE_NAME, CASE WHEN o.id IS DISTINCT FROM n.id THEN jsonb_build_object('id', o.id) END,
+                   n.r - ARRAY(SELECT jsonb_object_keys(n.r - TG_ARGV)),
+                   now() <> statement_timestamp()
+                   AND current_setting('flagpost.noted', true) IS DISTINCT FROM pg_current_xact_id_if_assigned()::text
+            FROM old_rows o, (SELECT x.id, to_jsonb(x) AS r FROM new_rows x OFFSET 0) n
+            WHERE NOT EXISTS (SELECT FROM new_rows OFFSET 1 LIMIT 1);
+        END IF;
+        IF NOT FOUND THEN
+            -- The n-th row of the one table is the n-th of the other: the server writes both row by row. A join by key would
+            -- lose rows whose key has changed.
+            INSERT INTO flagpost.outbox (op, table_name, old_row, new_row, is_first)
+            SELECT 'U', TG_TABLE_NAME,
+                   CASE WHEN o.key IS DISTINCT FROM n.r -> TG_ARGV[1] THEN jsonb_build_object(TG_ARGV[1], o.key) END,
+                   n.r - ARRAY(SELECT jsonb_object_keys(n.r - TG_ARGV)),
+                   i = 1 AND now() <> statement_timestamp()
+                   AND current_setting('flagpost.noted', true) IS DISTINCT FROM pg_current_xact_id_if_assigned()::text
+            FROM (SELECT row_number() OVER () AS i, CASE WHEN TG_ARGV[0] = '' THEN to_jsonb(x)
+                             ELSE flagpost.digested(to_jsonb(x), TG_ARGV[0]) END -> TG_ARGV[1] AS key FROM old_rows x) o
+            JOIN (SELECT row_number() OVER () AS i, CASE WHEN TG_ARGV[0] = '' THEN to_jsonb(x)
+                             ELSE flagpost.digested(to_jsonb(x), TG_ARGV[0]) END AS r FROM new_rows x) n USING (i)
+            ORDER BY i;
+        END IF;
     ELSIF TG_OP = 'INSERT' THEN
         INSERT INTO flagpost.outbox (op, table_name, new_row, is_first)
         SELECT 'I', TG_TABLE_NAME, n.r - ARRAY(SELECT jsonb_object_keys(n.r - TG_ARGV)),
-               is_first AND n.i = 1
-        FROM (SELECT row_number() OVER () AS i, CASE WHEN TG_ARGV[0] = '' THEN to_jsonb(x)
-                         ELSE flagpost.digested(to_jsonb(x), TG_ARGV[0]) END AS r FROM new_rows x) n;
-    ELSIF TG_OP = 'UPDATE' THEN
-        -- The n-th row of the one table is the n-th of the other: the server writes both row by row. A join by key would
-        -- lose rows whose key has changed.
-        INSERT INTO flagpost.outbox (op, table_name, old_row, new_row, is_first)
-        SELECT 'U', TG_TABLE_NAME, o.r - ARRAY(SELECT jsonb_object_keys(o.r - TG_ARGV)),
-               n.r - ARRAY(SELECT jsonb_object_keys(n.r - TG_ARGV)), is_first AND i = 1
-        FROM (SELECT row_number() OVER () AS i, CASE WHEN TG_ARGV[0] = '' THEN to_jsonb(x)
-                         ELSE flagpost.digested(to_jsonb(x), TG_ARGV[0]) END AS r FROM old_rows x) o
-        JOIN (SELECT row_number() OVER () AS i, CASE WHEN TG_ARGV[0] = '' THEN to_jsonb(x)
-                         ELSE flagpost.digested(to_jsonb(x), TG_ARGV[0]) END AS r FROM new_rows x) n USING (i)
-        ORDER BY i;
+               now() <> statement_timestamp()
+               AND current_setting('flagpost.noted', true) IS DISTINCT FROM pg_current_xact_id_if_assigned()::text
+        FROM (SELECT to_jsonb(x) AS r FROM new_rows x OFFSET 0) n
+        WHERE n.r ->> TG_ARGV[0] IS NULL AND NOT EXISTS (SELECT FROM new_rows OFFSET 1 LIMIT 1);
+        IF NOT FOUND THEN
+            INSERT INTO flagpost.outbox (op, table_name, new_row, is_first)
+            SELECT 'I', TG_TABLE_NAME, n.r - ARRAY(SELECT jsonb_object_keys(n.r - TG_ARGV)),
+                   i = 1 AND now() <> statement_timestamp()
+                   AND current_setting('flagpost.noted', true) IS DISTINCT FROM pg_current_xact_id_if_assigned()::text
+            FROM (SELECT row_number() OVER () AS i, CASE WHEN TG_ARGV[0] = '' THEN to_jsonb(x)
+                             ELSE flagpost.digested(to_jsonb(x), TG_ARGV[0]) END AS r FROM new_rows x) n;
+        END IF;
     ELSIF TG_OP = 'DELETE' THEN
         INSERT INTO flagpost.outbox (op, table_name, old_row, is_first)
-        SELECT 'D', TG_TABLE_NAME, o.r - ARRAY(SELECT jsonb_object_keys(o.r - TG_ARGV)),
-               is_first AND o.i = 1
+        SELECT 'D', TG_TABLE_NAME, o.r - ARRAY(SELECT jsonb_object_keys(o.r - TG_ARGV[1])),
+               i = 1 AND now() <> statement_timestamp()
+               AND current_setting('flagpost.noted', true) IS DISTINCT FROM pg_current_xact_id_if_assigned()::text
         FROM (SELECT row_number() OVER () AS i, CASE WHEN TG_ARGV[0] = '' THEN to_jsonb(x)
                          ELSE flagpost.digested(to_jsonb(x), TG_ARGV[0]) END AS r FROM old_rows x) o;
     ELSE
         INSERT INTO flagpost.outbox (op, table_name, is_first)
-        VALUES ('T', TG_TABLE_NAME, is_first);
+        VALUES ('T', TG_TABLE_NAME, now() <> statement_timestamp()
+                AND current_setting('flagpost.noted', true) IS DISTINCT FROM pg_current_xact_id_if_assigned()::text);
     END IF;
 
-    IF FOUND THEN
-        IF is_first THEN
-            -- flagpost.commits() does the rest when the transaction commits.
-            PERFORM set_config('flagpost.noted', pg_current_xact_id()::text, true);
-        ELSIF is_alone AND pg_try_advisory_xact_lock(7380380986249278324) AND pg_notification_queue_usage() < 0.5 THEN
-            -- The transaction began with this statement: as a rule it is its only one, and commits right after it, so the
-            -- row's own time is near enough. About the conditions see flagpost.commits().
-            PERFORM pg_notify('flagpost', '');
-        END IF;
+    IF FOUND AND (CASE
+            -- The transaction began with this statement: as a rule it is its only one, and commits right after it, so the row's
+            -- own time is near enough. About the conditions see flagpost.commits().
+            WHEN now() = statement_timestamp() THEN pg_try_advisory_xact_lock(7380380986249278324)
+                AND pg_notification_queue_usage() < 0.5 AND pg_notify('flagpost', '') IS NULL
+            -- flagpost.commits() does it when the transaction commits.
+            ELSE set_config('flagpost.noted', pg_current_xact_id()::text, true) IS NULL END) THEN
+        NULL;
     END IF;
     RETURN NULL;
 EXCEPTION WHEN OTHERS THEN
@@ -191,11 +192,12 @@ CREATE OR REPLACE FUNCTION flagpost.commits() RETURNS trigger
     SET lock_timeout = '1s'
 AS $$
 BEGIN
-    -- After a SET CONSTRAINTS ALL IMMEDIATE more may come: then this is not the last time.
-    PERFORM set_config('flagpost.noted', '', true);
     INSERT INTO flagpost.outbox (op) VALUES ('C');
-    IF pg_try_advisory_xact_lock(7380380986249278324) AND pg_notification_queue_usage() < 0.5 THEN
-        PERFORM pg_notify('flagpost', '');
+    -- After a SET CONSTRAINTS ALL IMMEDIATE more may come: then this is not the last time. As above, what is called for its
+    -- effect stands in a condition.
+    IF set_config('flagpost.noted', '', true) = '' AND pg_try_advisory_xact_lock(7380380986249278324)
+            AND pg_notification_queue_usage() < 0.5 AND pg_notify('flagpost', '') IS NULL THEN
+        NULL;
     END IF;
     RETURN NULL;
 EXCEPTION WHEN OTHERS THEN

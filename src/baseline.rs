@@ -6,10 +6,10 @@ use std::io::{IsTerminal, stderr};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
-use tracing::info;
 
 use crate::config::Config;
 use crate::error::{Error, Result};
+use crate::fact::{MirrorFilled, MirrorFilling};
 use crate::ledger::{Identity, Ledger, Write};
 use crate::mirror::{Persist, kept_key};
 use crate::source::{Catalog, Progress, View, copy_tables, server_clock};
@@ -88,12 +88,12 @@ impl Display {
             }
             Display::Log { last } if last.elapsed() >= LOG_EVERY => {
                 *last = Instant::now();
-                info!(
-                    rows = progress.rows,
-                    expected = progress.expected,
-                    table = progress.table.name(),
-                    "filling the mirror"
-                );
+                MirrorFilling {
+                    rows: progress.rows,
+                    expected: progress.expected,
+                    table: progress.table.name(),
+                }
+                .tell();
             }
             Display::Log { .. } => {}
         }
@@ -104,7 +104,7 @@ impl Display {
             bar.finish_and_clear();
         }
         if let Some(rows) = rows {
-            info!(rows, "the mirror is filled");
+            MirrorFilled { rows }.tell();
         }
     }
 }

@@ -13,13 +13,14 @@ use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::Instant;
 use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, warn};
 
 use crate::change::{Key, Lsn, Micros, Row, Transaction};
 use crate::error::{Policy, Result};
-use crate::event::{Effect, Engine, Format};
+use crate::event::{Effect, EndpointKey, Engine, Format, Routing};
+use crate::fact::{Captured, EndpointRemoved, KeepaliveAsked, RowsUnfetched, SupersededForgotten};
 use crate::ledger::{EventRecord, Purpose, Write};
 use crate::mirror::Mirror;
+use crate::pulse::{Pulse, Stage};
 use crate::schema::Table;
 use crate::source::{Catalog, ConnInfo, Delivery, Item, connect, fetch};
 
@@ -29,15 +30,40 @@ const IDLE_CHECKPOINT: Duration = Duration::from_secs(1);
 const PROBE_INTERVAL: Duration = Duration::from_millis(20);
 /// The same while the stream is down or far behind.
 const SLOW_PROBE_INTERVAL: Duration = Duration::from_millis(500);
+/// It wakes at least this often, and shows that it is there ([`Pulse`]).
+const IDLE_BEAT: Duration = Duration::from_secs(5);
 /// Rows that are fetched with one statement.
 const FETCH_AT_ONCE: usize = 1_000;
 /// Between two tries to fetch rows.
 const FETCH_WAIT: Duration = Duration::from_secs(2);
 
+/// What holds from now on.
+pub struct Order {
+    /// Who gets what.
+    pub routing: Routing,
+    /// Whether a change of a feature's own metadata is an event.
+    pub metadata_events: bool,
+    /// Endpoints that are no more: what is queued for them is dropped.
+    pub gone: Vec<EndpointKey>,
+    /// Told when it holds.
+    pub taken: oneshot::Sender<()>,
+}
+
+/// What the thread wakes up for.
+enum Next {
+    Delivery(Delivery),
+    Order(Order),
+    /// The stream's side is closed.
+    End,
+    /// It is time for something.
+    Time,
+}
+
 /// See the module's documentation.
 pub struct Capture {
     engine: Engine,
     items: mpsc::Receiver<Delivery>,
+    orders: mpsc::Receiver<Order>,
     writer: Effects,
     probe: Arc<Notify>,
     rows: Rows,
@@ -49,6 +75,7 @@ pub struct Capture {
     /// A position that a keepalive brought and that is not written yet.
     idle_position: Option<Lsn>,
     last_checkpoint_at: Instant,
+    pulse: Arc<Pulse>,
 }
 
 /// Hands effects to the ledger's writer.
@@ -57,6 +84,7 @@ struct Effects {
     default_format: Format,
     checkpoint: Lsn,
     is_gone: bool,
+    pulse: Arc<Pulse>,
 }
 
 impl Capture {
@@ -73,7 +101,8 @@ impl Capture {
         Capture {
             engine,
             items,
-            writer: Effects { writes, default_format, checkpoint, is_gone: false },
+            orders: mpsc::channel(1).1,
+            writer: Effects { writes, default_format, checkpoint, is_gone: false, pulse: Arc::default() },
             probe,
             rows,
             clock: None,
@@ -81,37 +110,73 @@ impl Capture {
             last_probe: None,
             idle_position: None,
             last_checkpoint_at: Instant::now(),
+            pulse: Arc::default(),
         }
+    }
+
+    /// Shows this pulse that it gets on.
+    pub fn with_pulse(mut self, pulse: Arc<Pulse>) -> Capture {
+        self.writer.pulse = Arc::clone(&pulse);
+        self.pulse = pulse;
+        self
+    }
+
+    /// Other settings come by `orders`.
+    #[must_use]
+    pub fn with_orders(mut self, orders: mpsc::Receiver<Order>) -> Capture {
+        self.orders = orders;
+        self
     }
 
     /// Runs until the stream's side of the channel is closed; blocks its thread.
     pub fn run(mut self, runtime: &Handle) -> Result<()> {
         self.forget_superseded();
         loop {
+            self.pulse.beat(Stage::Capture);
             let wake_at = self.next_wake();
-            let next = runtime.block_on(async {
-                match wake_at {
-                    Some(at) => tokio::time::timeout_at(at, self.items.recv()).await.ok(),
-                    None => Some(self.items.recv().await),
-                }
-            });
-            match next {
-                Some(Some(delivery)) => {
+            match runtime.block_on(self.next(wake_at)) {
+                Next::Delivery(delivery) => {
                     if !self.take(delivery, runtime)? {
                         return Ok(());
                     }
                 }
-                Some(None) => {
+                Next::Order(order) => self.go_on_by(order),
+                Next::End => {
                     self.write_idle_position();
                     return Ok(());
                 }
-                None => self.wake(),
+                Next::Time => self.wake(),
             }
             if self.writer.is_gone {
                 // The writer tells why itself.
                 return Ok(());
             }
         }
+    }
+
+    async fn next(&mut self, wake_at: Instant) -> Next {
+        tokio::select! {
+            biased;
+            // Between two transactions, so that each is routed as a whole.
+            Some(order) = self.orders.recv() => Next::Order(order),
+            delivery = self.items.recv() => delivery.map_or(Next::End, Next::Delivery),
+            () = tokio::time::sleep_until(wake_at) => Next::Time,
+        }
+    }
+
+    fn go_on_by(&mut self, order: Order) {
+        self.writer.default_format = order.routing.formats.default;
+        self.engine.set_routing(order.routing);
+        self.engine.set_metadata_events(order.metadata_events);
+        if !order.gone.is_empty() {
+            for endpoint in order.gone {
+                EndpointRemoved { endpoint_id: endpoint.to_string() }.tell();
+                self.writer.send(Write::EndpointGone(endpoint));
+            }
+            self.writer.checkpoint(self.writer.checkpoint, self.engine.clock());
+        }
+        // Whoever asked may have gone.
+        order.taken.send(()).ok();
     }
 
     /// A snapshot brings versions that others have superseded, and so may a ledger of an older flagpost.
@@ -123,7 +188,7 @@ impl Capture {
             writer.write(effect);
         });
         if count > 0 {
-            debug!(rows = count, "superseded versions were forgotten");
+            SupersededForgotten { rows: count }.tell();
             writer.checkpoint(writer.checkpoint, engine.clock());
         }
     }
@@ -153,11 +218,18 @@ impl Capture {
     ) -> Result<bool> {
         let end = transaction.end_lsn;
         let Capture { engine, writer, rows, .. } = self;
-        let Some(missing) = rows.missing(engine.mirror(), &transaction, runtime)? else { return Ok(false) };
+        let missing = rows.missing(engine.mirror(), &transaction, runtime, &self.pulse)?;
+        let Some(missing) = missing else { return Ok(false) };
         for (table, row) in missing {
             engine.supply(table, row, &mut |effect| writer.write(effect));
         }
+        let captured = Captured {
+            lsn: end.to_string(),
+            xid: transaction.xid,
+            changes: u64::try_from(transaction.changes.len()).unwrap_or(u64::MAX),
+        };
         engine.transaction(transaction, &mut |effect| writer.write(effect));
+        captured.tell();
         if let Some(cursor) = cursor {
             writer.send(Write::Cursor(cursor));
         }
@@ -194,9 +266,10 @@ impl Capture {
         self.clock.map(|(server, ours)| server.plus(ours.elapsed()))
     }
 
-    fn next_wake(&self) -> Option<Instant> {
+    fn next_wake(&self) -> Instant {
+        let beat = Instant::now() + IDLE_BEAT;
         let idle = self.idle_position.map(|_| self.last_checkpoint_at + IDLE_CHECKPOINT);
-        idle.into_iter().chain(self.next_probe()).min()
+        idle.into_iter().chain(self.next_probe()).fold(beat, Instant::min)
     }
 
     fn next_probe(&self) -> Option<Instant> {
@@ -214,7 +287,7 @@ impl Capture {
         let now = Instant::now();
         if self.next_probe().is_some_and(|at| at <= now) {
             self.last_probe = Some(now);
-            debug!(server_now = ?self.server_now(), "asking the server for a keepalive");
+            KeepaliveAsked { server_now: self.server_now().map(|now| now.0) }.tell();
             self.probe.notify_one();
         }
     }
@@ -270,6 +343,7 @@ impl Effects {
     }
 
     fn send(&mut self, write: Write) {
+        self.pulse.beat(Stage::Capture);
         if !self.is_gone && self.writes.blocking_send(write).is_err() {
             self.is_gone = true;
         }
@@ -296,6 +370,7 @@ impl Rows {
         mirror: &Mirror,
         transaction: &Transaction,
         runtime: &Handle,
+        pulse: &Pulse,
     ) -> Result<Option<Vec<(Table, Row)>>> {
         let mut lacking: BTreeMap<Table, Vec<Key>> = BTreeMap::new();
         for (table, key) in mirror.lacks(transaction) {
@@ -304,7 +379,11 @@ impl Rows {
         let mut found = Vec::new();
         for (table, keys) in &lacking {
             for keys in keys.chunks(FETCH_AT_ONCE) {
-                let Some(rows) = self.fetch(*table, keys, runtime)? else { return Ok(None) };
+                let Some(rows) =
+                    runtime.block_on(pulse.beat_while(Stage::Capture, self.fetch(*table, keys)))?
+                else {
+                    return Ok(None);
+                };
                 found.extend(rows.into_iter().map(|row| (*table, row)));
             }
         }
@@ -313,11 +392,10 @@ impl Rows {
 
     /// Tries until the database answers or we are told to stop: a transaction cannot be understood without these rows, and
     /// nothing after it is confirmed meanwhile.
-    fn fetch(&mut self, table: Table, keys: &[Key], runtime: &Handle) -> Result<Option<Vec<Row>>> {
+    async fn fetch(&mut self, table: Table, keys: &[Key]) -> Result<Option<Vec<Row>>> {
         let stop = self.stop.clone();
         loop {
-            let fetched = runtime.block_on(stop.run_until_cancelled(self.try_fetch(table, keys)));
-            let error = match fetched {
+            let error = match stop.run_until_cancelled(self.try_fetch(table, keys)).await {
                 None => return Ok(None),
                 Some(Ok(rows)) => return Ok(Some(rows)),
                 Some(Err(error)) => error,
@@ -326,8 +404,8 @@ impl Rows {
             if error.kind().policy() == Policy::Stop {
                 return Err(error);
             }
-            warn!(%error, table = table.name(), "rows that a change refers to cannot be fetched: trying again");
-            runtime.block_on(stop.run_until_cancelled(tokio::time::sleep(FETCH_WAIT)));
+            RowsUnfetched { error: error.to_string(), table: table.name() }.tell();
+            stop.run_until_cancelled(tokio::time::sleep(FETCH_WAIT)).await;
         }
     }
 

@@ -50,6 +50,11 @@ impl Micros {
         Micros(jiff::Timestamp::now().as_microsecond())
     }
 
+    /// From `earlier` until this moment; none if it was later.
+    pub fn since(self, earlier: Micros) -> std::time::Duration {
+        std::time::Duration::from_micros(u64::try_from(self.0.saturating_sub(earlier.0)).unwrap_or(0))
+    }
+
     /// This moment plus `duration`.
     #[must_use]
     pub fn plus(self, duration: std::time::Duration) -> Micros {

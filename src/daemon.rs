@@ -12,20 +12,23 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
 
 use crate::capture::{self, Capture, Rows};
 use crate::change::{Lsn, Micros};
 use crate::config::{Config, Mode};
-use crate::delivery::{Client, Dispatcher, Options};
+use crate::delivery::{Dispatcher, Terms};
 use crate::error::{Error, Kind, RECOVER, Result};
 use crate::event::{EndpointKey, Engine, Format, Formats, Routing};
+use crate::fact::{DropUnnoted, EndpointRemoved, Stopped, StoppedUnconnected, Stopping, trace};
 use crate::housekeeping::Housekeeper;
 use crate::ledger::{Identity, Ledger, Newsstand, Purpose, Reader, Write};
 use crate::mirror::Mirror;
 use crate::notify::Notifier;
 use crate::ops;
+use crate::ops::traces::{self, Collector};
 use crate::prepare::{Prepared, Until, covering, origin, prepare};
+use crate::pulse::{Phase, Pulse};
+use crate::reload::{Levers, Reloading, delivery_terms, housekeeping_terms, notice_terms};
 use crate::room::{Room, Waited};
 use crate::schema::Table;
 use crate::source::{Catalog, Channels, Coverage, Feed, Hold, QUEUE, give_up_slot};
@@ -33,20 +36,41 @@ use crate::source::{Catalog, Channels, Coverage, Feed, Hold, QUEUE, give_up_slot
 /// How long the ledger's writer may take to tell why it ended, after another stage has failed.
 const WRITER_TELLS_WITHIN: Duration = Duration::from_millis(100);
 
-/// Runs until SIGTERM or SIGINT (then `Ok`), or until something is wrong that waiting does not mend. `ready` is called once,
-/// when the mirror is loaded and the stream is open.
-pub async fn run(config: &Config, ready: impl FnOnce(&str)) -> Result<()> {
+/// Between two writes that only make an idle writer show that it gets on.
+const NUDGE: Duration = Duration::from_secs(2);
+
+/// Runs until SIGTERM or SIGINT (then `Ok`), or until something is wrong that waiting does not mend. `load` reads the
+/// configuration, now and at each SIGHUP. `desk` answers the status page. `ready` is called once, when the mirror is loaded and
+/// the stream is open.
+pub async fn run(
+    config: &Config,
+    load: impl Fn() -> Result<Config> + Send + Sync + 'static,
+    desk: Arc<dyn ops::Desk>,
+    ready: impl FnOnce(&str),
+) -> Result<()> {
     let stop = CancellationToken::new();
-    stop_on_signals(&stop)?;
+    let pulse = Arc::<Pulse>::default();
+    stop_on_signals(&stop, &pulse)?;
+    let reloading = Reloading::new(config.clone(), load)?;
     let ops = tokio::spawn({
-        let (config, stop) = (config.clone(), stop.clone());
-        async move { ops::serve(&config, stop).await }
+        let (config, pulse, stop) = (config.clone(), Arc::clone(&pulse), stop.clone());
+        async move { ops::serve(&config, desk, pulse, stop).await }
     });
     let hold = Hold::new(config.database.clone(), config.names.slot.clone(), config.retained);
     let room = Room::new(config, hold.levels());
     let hold = (config.mode == Mode::Replication).then(|| tokio::spawn(hold.watch(stop.clone())));
-    let ended = run_as_long_as_there_is_room(config, ready, room, &stop).await;
+    if let Some(base) = &config.traces {
+        let collector = Collector::new(base)
+            .map_err(|e| Error::internal(format!("the HTTP client of traces cannot be made: {e}")))?;
+        let (out, spans) = mpsc::channel(traces::QUEUE);
+        trace::begin(out);
+        // It ends with the process: what it still has is dropped.
+        tokio::spawn(collector.run(spans));
+    }
+    let watched = tokio::spawn(ops::service::watch(config.state_dir.clone(), Arc::clone(&pulse)));
+    let ended = run_as_long_as_there_is_room(reloading, ready, room, &pulse, &stop).await;
     ops.abort();
+    watched.abort();
     if let Some(hold) = hold {
         hold.abort();
     }
@@ -54,15 +78,22 @@ pub async fn run(config: &Config, ready: impl FnOnce(&str)) -> Result<()> {
 }
 
 async fn run_as_long_as_there_is_room(
-    config: &Config,
+    mut reloading: Reloading,
     ready: impl FnOnce(&str),
     mut room: Room,
+    pulse: &Arc<Pulse>,
     stop: &CancellationToken,
 ) -> Result<()> {
     let mut ready = Some(ready);
     loop {
-        let dispatch = |outlet: Outlet, stop| Ok(dispatcher(config, outlet)?.run(stop));
-        let ready = |summary: &str| {
+        let config = Arc::clone(&reloading.current().borrow());
+        let (terms, terms_receiver) = mpsc::channel(1);
+        let dispatch = |outlet: Outlet, stop| {
+            let dispatcher = dispatcher(&config, outlet, terms_receiver)?;
+            Ok(dispatcher.with_pulse(Arc::clone(pulse)).run(stop))
+        };
+        let mut ready = |summary: &str| {
+            pulse.enter(Phase::Running);
             match ready.take() {
                 Some(ready) => ready(summary),
                 // There was no room on the disk, and now there is.
@@ -70,12 +101,24 @@ async fn run_as_long_as_there_is_room(
             }
         };
         // A token of its own: what is still running when there is no room ends before it is begun again.
-        match run_until(config, Purpose::Send, dispatch, ready, stop.child_token()).await {
-            Err(error) if error.kind() == Kind::LedgerFull => match room.wait(&error, stop).await {
-                Waited::Room => {}
-                Waited::Stopped => return Ok(()),
-                Waited::GaveUp => return Err(give_up(config).await),
-            },
+        let token = stop.child_token();
+        let ended = async {
+            let Some(prepared) = prepared(&config, &token).await? else { return Ok(()) };
+            let (running, levers) =
+                start(&config, prepared, Purpose::Send, None, dispatch, pulse, token.clone()).await?;
+            ready(&running.summary);
+            reloading.serve(&levers.with_delivery(terms), running.wait()).await
+        };
+        match ended.await {
+            Err(error) if error.kind() == Kind::LedgerFull => {
+                pulse.enter(Phase::NoRoom);
+                match room.wait(&error, stop).await {
+                    Waited::Room => {}
+                    Waited::Stopped => return Ok(()),
+                    Waited::GaveUp => return Err(give_up(&config).await),
+                }
+                pulse.enter(Phase::Starting);
+            }
             ended => return ended,
         }
     }
@@ -100,9 +143,14 @@ async fn give_up(config: &Config) -> Error {
     // Without it the next start finds the slot gone, and says the same.
     let noted = Ledger::open(&config.state_dir).and_then(|ledger| ledger.note_broken(&why));
     if let Err(error) = noted {
-        warn!(%error, "that the slot was dropped could not be noted in the ledger");
+        DropUnnoted { error: error.to_string() }.tell();
     }
     Error::new(Kind::SlotLost, why)
+}
+
+/// `None` when told to stop meanwhile.
+async fn prepared(config: &Config, stop: &CancellationToken) -> Result<Option<Prepared>> {
+    stop.run_until_cancelled(prepare(config)).await.transpose()
 }
 
 /// Where events come out: what a consumer reads them with.
@@ -115,7 +163,7 @@ pub struct Outlet {
     pub newsstand: Arc<Newsstand>,
 }
 
-/// Runs as [`run`] does, with another consumer in the place of the dispatcher. `consume` makes it before anything is captured;
+/// Runs as [`run`] does, with another consumer in the place of the dispatcher, and reloads nothing. `consume` makes it before anything is captured;
 /// it ends when its token is cancelled, or with the error that ends the daemon.
 pub async fn run_with<C>(
     config: &Config,
@@ -127,25 +175,10 @@ where
     C: Future<Output = Result<()>> + Send + 'static,
 {
     let stop = CancellationToken::new();
-    stop_on_signals(&stop)?;
-    run_until(config, purpose, consume, ready, stop).await
-}
-
-async fn run_until<C>(
-    config: &Config,
-    purpose: Purpose,
-    consume: impl FnOnce(Outlet, CancellationToken) -> Result<C>,
-    ready: impl FnOnce(&str),
-    stop: CancellationToken,
-) -> Result<()>
-where
-    C: Future<Output = Result<()>> + Send + 'static,
-{
-    let prepared = tokio::select! {
-        prepared = prepare(config) => prepared?,
-        () = stop.cancelled() => return Ok(()),
-    };
-    let running = start(config, prepared, purpose, None, consume, stop.clone()).await?;
+    let pulse = Arc::default();
+    stop_on_signals(&stop, &pulse)?;
+    let Some(prepared) = prepared(config, &stop).await? else { return Ok(()) };
+    let (running, _) = start(config, prepared, purpose, None, consume, &pulse, stop.clone()).await?;
     ready(&running.summary);
     running.wait().await
 }
@@ -153,7 +186,8 @@ where
 /// Captures up to this place of the source and no further, and sends nothing. `Err` if it was not reached.
 pub async fn catch_up(config: &Config, until: Until) -> Result<()> {
     let signalled = CancellationToken::new();
-    stop_on_signals(&signalled)?;
+    let pulse = Arc::default();
+    stop_on_signals(&signalled, &pulse)?;
     let interrupted = || Error::internal("interrupted: nothing is lost, run it again");
     let prepared = tokio::select! {
         prepared = prepare(config) => prepared?,
@@ -168,18 +202,19 @@ pub async fn catch_up(config: &Config, until: Until) -> Result<()> {
         })
     };
     let stop = signalled.child_token();
-    start(config, prepared, purpose, Some(until), nobody, stop).await?.wait().await?;
+    start(config, prepared, purpose, Some(until), nobody, &pulse, stop).await?.0.wait().await?;
     if signalled.is_cancelled() { Err(interrupted()) } else { Ok(()) }
 }
 
-fn stop_on_signals(stop: &CancellationToken) -> Result<()> {
+fn stop_on_signals(stop: &CancellationToken, pulse: &Arc<Pulse>) -> Result<()> {
     for kind in [SignalKind::terminate(), SignalKind::interrupt()] {
         let mut signal =
             signal(kind).map_err(|e| Error::internal(format!("signals cannot be listened to: {e}")))?;
-        let stop = stop.clone();
+        let (stop, pulse) = (stop.clone(), Arc::clone(pulse));
         tokio::spawn(async move {
             if signal.recv().await.is_some() {
-                info!("stopping");
+                Stopping {}.tell();
+                pulse.enter(Phase::Stopping);
                 ops::service::stopping();
                 stop.cancel();
             }
@@ -203,18 +238,10 @@ struct Running {
     writer_ended: oneshot::Receiver<Result<()>>,
 }
 
-fn dispatcher(config: &Config, outlet: Outlet) -> Result<Dispatcher> {
+fn dispatcher(config: &Config, outlet: Outlet, terms: mpsc::Receiver<Terms>) -> Result<Dispatcher> {
     drop_removed(config, &outlet)?;
-    let client = Client::new(config.client_settings())?;
-    let options = Options {
-        max_in_flight: config.max_in_flight,
-        schedule: config.schedule.clone(),
-        breaker: config.breaker,
-        secret_rotation: config.secret_rotation,
-        ..Options::default()
-    };
     let Outlet { reader, writes, newsstand } = outlet;
-    Ok(Dispatcher::new(reader, writes, newsstand, client, options))
+    Ok(Dispatcher::new(reader, writes, newsstand, delivery_terms(config)?, terms))
 }
 
 /// Drops what is queued for endpoints that the configuration does not have any more; nobody knows where to send it. It stays on
@@ -230,7 +257,7 @@ fn drop_removed(config: &Config, outlet: &Outlet) -> Result<()> {
     }
     for write in &writes {
         if let Write::EndpointGone(endpoint_id) = write {
-            warn!(%endpoint_id, "the endpoint is in the configuration no more: what was queued for it is dropped");
+            EndpointRemoved { endpoint_id: endpoint_id.to_string() }.tell();
         }
     }
     // Nothing has been captured yet: the position is the ledger's.
@@ -246,8 +273,9 @@ async fn start<C>(
     purpose: Purpose,
     until: Option<Until>,
     consume: impl FnOnce(Outlet, CancellationToken) -> Result<C>,
+    pulse: &Arc<Pulse>,
     stop: CancellationToken,
-) -> Result<Running>
+) -> Result<(Running, Levers)>
 where
     C: Future<Output = Result<()>> + Send + 'static,
 {
@@ -265,13 +293,14 @@ where
     let reader = ledger.reader()?;
     let housekeeping_reader = ledger.reader()?;
     let notifier_reader = ledger.reader()?;
-    let writer = ledger.start_writer()?;
+    let writer = ledger.with_pulse(Arc::clone(pulse)).start_writer()?;
+    tokio::spawn(nudge(writer.writes.downgrade()));
     let (out, items) = mpsc::channel(QUEUE);
     // What is durable may be confirmed once the publication has been seen whole.
     let (confirmable, confirmable_receiver) = watch::channel(checkpoint);
     let coverage = Coverage::new(config.database.clone(), catalog.clone(), covering(config));
     let durable = writer.durable.clone();
-    let channels = Channels::new(out, confirmable_receiver);
+    let channels = Channels::new(out, confirmable_receiver).with_pulse(Arc::clone(pulse));
     let probe = Arc::clone(&channels.probe);
     let feed = Feed::open(origin, channels).await?;
     let after = routing(config, purpose);
@@ -286,20 +315,13 @@ where
     // Deliveries go on while the stream is being read to its end; they stop when it has.
     let consumer = tokio::spawn(consume(outlet, stop.child_token())?);
     let recorder = writer.writes.clone();
-    let housekeeper = Housekeeper::new(
-        housekeeping_reader,
-        writer.writes.clone(),
-        config.retention,
-        config.schedule.max_age,
-        config.secret_rotation,
-    );
+    let (housekeeping, keeping) = watch::channel(housekeeping_terms(config));
+    let (notices, telling) = watch::channel(notice_terms(config));
+    let housekeeper = Housekeeper::new(housekeeping_reader, writer.writes.clone(), keeping);
     let housekeeper = tokio::spawn(housekeeper.run(stop.child_token()));
-    let notifier = Notifier::new(
-        notifier_reader,
-        writer.writes.clone(),
-        config.notify.clone(),
-        Arc::clone(&config.targets),
-    );
+    let notifier = Notifier::new(notifier_reader, writer.writes.clone(), telling);
+    let (orders, orders_receiver) = mpsc::channel(1);
+    let levers = Levers { catalog: catalog.clone(), orders, delivery: None, housekeeping, notices };
     let capture = Capture::new(
         engine,
         checkpoint,
@@ -308,7 +330,9 @@ where
         probe,
         Rows::new(config.database.clone(), catalog, stop.clone()),
         default_format,
-    );
+    )
+    .with_orders(orders_receiver)
+    .with_pulse(Arc::clone(pulse));
     let notifier = tokio::spawn(tell_of_troubles(notifier, purpose, stop.child_token()));
     // What ends by itself takes the others with it when everything of it has been captured.
     let capture = start_capture(capture, is_bounded.then(|| stop.clone()))?;
@@ -329,7 +353,7 @@ where
         feed
     });
     let positions = Positions { durable, confirmable };
-    Ok(Running {
+    let running = Running {
         summary,
         stop,
         source,
@@ -341,18 +365,25 @@ where
         notifier,
         positions,
         writer_ended: writer.ended,
-    })
+    };
+    Ok((running, levers))
+}
+
+/// Makes an idle writer show that it gets on, as long as others write to it.
+async fn nudge(writes: mpsc::WeakSender<Write>) {
+    loop {
+        tokio::time::sleep(NUDGE).await;
+        let Some(writes) = writes.upgrade() else { return };
+        // One whose queue is full is not idle.
+        writes.try_send(Write::Nothing).ok();
+    }
 }
 
 /// Ends when told to, also where nobody is to be told: a stage that has ended is not waited for again.
-async fn tell_of_troubles(
-    notifier: Option<Notifier>,
-    purpose: Purpose,
-    stop: CancellationToken,
-) -> Result<()> {
-    match notifier.filter(|_| purpose == Purpose::Send) {
-        Some(notifier) => notifier.run(stop).await,
-        None => {
+async fn tell_of_troubles(notifier: Notifier, purpose: Purpose, stop: CancellationToken) -> Result<()> {
+    match purpose {
+        Purpose::Send => notifier.run(stop).await,
+        Purpose::Shadow => {
             stop.cancelled().await;
             Ok(())
         }
@@ -525,9 +556,9 @@ impl Running {
         }
         match source {
             Some(source) => source.finish().await,
-            None => warn!("stopped without a connection: the last position is confirmed at the next start"),
+            None => StoppedUnconnected {}.tell(),
         }
-        info!("stopped");
+        Stopped {}.tell();
         Ok(())
     }
 }

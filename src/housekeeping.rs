@@ -3,12 +3,12 @@
 
 use std::time::Duration;
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
 
 use crate::change::Micros;
 use crate::error::Result;
+use crate::fact::{DeliveriesExpired, EventsForgotten, EventsForgottenEarly, LedgerTooLarge};
 use crate::ledger::{Reader, Retention, Write};
 
 /// Between two looks, when there was nothing left to do.
@@ -22,23 +22,24 @@ const STEP: usize = 500;
 pub struct Housekeeper {
     reader: Reader,
     writes: mpsc::Sender<Write>,
-    retention: Retention,
+    terms: watch::Receiver<Terms>,
+}
+
+/// What is kept.
+#[derive(Debug, Clone, Copy)]
+pub struct Terms {
+    /// Of the history.
+    pub retention: Retention,
     /// A delivery that has waited longer is a dead letter.
-    max_age: Duration,
+    pub max_age: Duration,
     /// A secret that was replaced longer ago signs no more.
-    secret_rotation: Duration,
+    pub secret_rotation: Duration,
 }
 
 impl Housekeeper {
     /// A housekeeper of the ledger that `reader` reads.
-    pub fn new(
-        reader: Reader,
-        writes: mpsc::Sender<Write>,
-        retention: Retention,
-        max_age: Duration,
-        secret_rotation: Duration,
-    ) -> Housekeeper {
-        Housekeeper { reader, writes, retention, max_age, secret_rotation }
+    pub fn new(reader: Reader, writes: mpsc::Sender<Write>, terms: watch::Receiver<Terms>) -> Housekeeper {
+        Housekeeper { reader, writes, terms }
     }
 
     /// Keeps house until `stop`.
@@ -53,36 +54,31 @@ impl Housekeeper {
     }
 
     async fn round(&mut self) -> Result<()> {
+        let terms = *self.terms.borrow();
         // When the writer is gone, it tells why itself.
-        self.writes.send(Write::ForgetSecrets(before(self.secret_rotation))).await.ok();
-        self.give_up().await?;
-        let forgotten = self.forget(before(self.retention.age), 0).await?;
+        self.writes.send(Write::ForgetSecrets(before(terms.secret_rotation))).await.ok();
+        self.give_up(terms.max_age).await?;
+        let forgotten = self.forget(before(terms.retention.age), 0).await?;
         if forgotten > 0 {
-            info!(events = forgotten, "events older than state.retention were forgotten");
+            EventsForgotten { events: forgotten }.tell();
         }
-        let forgotten = self.forget(Micros::now(), self.retention.max_bytes).await?;
+        let forgotten = self.forget(Micros::now(), terms.retention.max_bytes).await?;
         if forgotten > 0 {
-            warn!(
-                events = forgotten,
-                "events were forgotten early: the ledger was larger than state.max_size"
-            );
+            EventsForgottenEarly { events: forgotten }.tell();
         }
         let bytes = self.reader.used_bytes()?;
-        if bytes > self.retention.max_bytes {
-            warn!(
-                bytes,
-                "the ledger is larger than state.max_size, and what is left is still to be sent: nothing of it is dropped"
-            );
+        if bytes > terms.retention.max_bytes {
+            LedgerTooLarge { bytes }.tell();
         }
         Ok(())
     }
 
     /// What nothing could be sent of for too long, because its endpoint's breaker is open or its flag's earlier events were in
     /// the way, becomes a dead letter.
-    async fn give_up(&mut self) -> Result<()> {
+    async fn give_up(&mut self, max_age: Duration) -> Result<()> {
         let mut count = 0;
         loop {
-            let expired = self.reader.expired(before(self.max_age), STEP)?;
+            let expired = self.reader.expired(before(max_age), STEP)?;
             if expired.is_empty() {
                 break;
             }
@@ -92,7 +88,7 @@ impl Housekeeper {
             }
         }
         if count > 0 {
-            warn!(deliveries = count, "deliveries older than delivery.max_age were given up: dead letters");
+            DeliveriesExpired { deliveries: count }.tell();
         }
         Ok(())
     }

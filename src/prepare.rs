@@ -1,12 +1,12 @@
 //! Before the daemon runs: is there what the source needs, is the ledger of this database, is its mirror filled?
 
 use tokio_postgres::Client;
-use tracing::info;
 
 use crate::baseline;
 use crate::change::Lsn;
 use crate::config::{Config, Mode};
 use crate::error::{Error, Kind, RECOVER, Result};
+use crate::fact::{BaselineSkipped, SlotMaking};
 use crate::ledger::{Identity, Ledger};
 use crate::schema::Table;
 use crate::source::{
@@ -60,12 +60,12 @@ async fn prepare_replication(config: &Config, client: Client, catalog: Catalog) 
     }
     let name = &config.names.slot;
     let exported = if slot.is_none() {
-        info!(slot = name, "making the replication slot: this waits for transactions that are open now");
+        SlotMaking { slot: name.clone() }.tell();
         replication.create_slot(name, false).await?
     } else {
         // The slot was made without us: a second one, for a moment, gives the snapshot. What changed before it is the
         // baseline and not sent.
-        info!(slot = name, "the slot is there and the mirror is not: what changed until now is not sent");
+        BaselineSkipped { slot: name.clone() }.tell();
         replication.create_slot(&format!("{name}{TEMPORARY_SUFFIX}"), true).await?
     };
     let (ledger, identity) = fill_from_slot(config, replication, &exported, ledger, &catalog).await?;

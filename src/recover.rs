@@ -7,7 +7,6 @@
 //! not, whenever the process dies. What was queued before stays, and goes first.
 
 use tokio_postgres::Client;
-use tracing::info;
 
 use crate::baseline::Display;
 use crate::change::{Lsn, Micros, Row};
@@ -15,6 +14,7 @@ use crate::config::Config;
 use crate::daemon::load_engine;
 use crate::error::{Error, Kind, Result};
 use crate::event::{EndpointKey, Engine, Event, Recipient};
+use crate::fact::LedgerRecovered;
 use crate::ledger::{EventRecord, Identity, Ledger, Purpose, Write};
 use crate::mirror::{Mirror, Persist};
 use crate::schema::Table;
@@ -183,6 +183,6 @@ pub async fn record(config: &Config, ledger: Ledger, identity: Identity, found: 
     drop(writer.writes);
     // The writer tells itself why it has ended.
     writer.ended.await.map_err(|_| Error::internal("the ledger's writer has stopped"))??;
-    info!(%position, "the ledger is recovered");
+    LedgerRecovered { lsn: position.to_string() }.tell();
     Ok(())
 }

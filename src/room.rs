@@ -9,10 +9,10 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info};
 
 use crate::config::Config;
 use crate::error::Error;
+use crate::fact::{DiskFull, RoomAgain};
 use crate::ledger::{Ledger, Reader};
 use crate::ops::service;
 use crate::source::{ConnInfo, Level, Limit, connect, slot_facts};
@@ -78,7 +78,7 @@ impl Room {
                 return Waited::Stopped;
             }
             if Ledger::room(&self.directory).is_none_or(|free| free >= self.needed) {
-                info!("there is room on the disk again: going on from the checkpoint");
+                RoomAgain {}.tell();
                 return Waited::Room;
             }
             if self.limit.gives_up && *self.level.borrow() == Level::Over {
@@ -89,13 +89,13 @@ impl Room {
 
     async fn tell(&self, error: &Error) {
         service::status("no room on the disk of state.dir: reading and sending have stopped");
-        error!(
-            %error,
-            free_bytes = Ledger::room(&self.directory),
-            needed_bytes = self.needed,
-            wal_held_bytes = self.held().await,
-            "reading and sending have stopped until there is room: meanwhile the server keeps its log, or the outbox its rows, for us"
-        );
+        DiskFull {
+            error: error.to_string(),
+            free_bytes: Ledger::room(&self.directory),
+            needed_bytes: self.needed,
+            wal_held_bytes: self.held().await,
+        }
+        .tell();
     }
 
     /// How much of its write-ahead log the server keeps for us; `None` where it does not tell.

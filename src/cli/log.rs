@@ -29,7 +29,7 @@ pub(super) struct Options {
     #[command(flatten)]
     wanted: Wanted,
     /// With a delivery that is delivered, pending, retrying, dead, dropped or shadowed
-    #[arg(long, value_parser = state)]
+    #[arg(long, value_parser = DeliveryState::named)]
     status: Option<DeliveryState>,
     /// So many, the newest
     #[arg(long, value_name = "NUMBER", default_value_t = 20)]
@@ -40,11 +40,6 @@ pub(super) struct Options {
     /// Print JSON, one object a line
     #[arg(long)]
     json: bool,
-}
-
-fn state(text: &str) -> Result<DeliveryState, String> {
-    let known = DeliveryState::ALL.into_iter().find(|state| state.name() == text);
-    known.ok_or_else(|| format!("use one of {}", DeliveryState::ALL.map(DeliveryState::name).join(", ")))
 }
 
 pub(super) async fn log(config: &Config, options: &Options) -> Result<u8> {
@@ -169,13 +164,8 @@ impl Log {
     }
 
     fn has_state(&self, view: &EventView) -> bool {
-        let is_it = |state: DeliveryState| match self.filter.state {
-            Some(DeliveryState::Pending) => {
-                matches!(state, DeliveryState::Pending | DeliveryState::Retrying)
-            }
-            wanted => wanted == Some(state),
-        };
-        self.filter.state.is_none() || view.deliveries.iter().any(|delivery| is_it(delivery.state))
+        let has = |state| view.deliveries.iter().any(|delivery| delivery.state.is(state));
+        self.filter.state.is_none_or(has)
     }
 
     fn line(&self, seq: i64, view: &EventView) -> Result<bool> {

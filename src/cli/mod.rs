@@ -9,13 +9,20 @@ macro_rules! say {
     }};
 }
 
+mod bugreport;
 mod check;
+mod completions;
 mod demo;
+mod desk;
 mod endpoint;
+mod healthcheck;
+mod leftovers;
 mod log;
+mod manuals;
 mod moment;
 mod pause;
 mod printable;
+mod program;
 mod recover;
 mod replay;
 mod run;
@@ -35,10 +42,11 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use crate::config::Config;
 use crate::error::{Error, Result};
+use crate::fact::UnknownVariable;
 use crate::ops::logging;
 
 /// Correct, durable webhooks for any Flagsmith installation, read from its PostgreSQL change stream.
@@ -56,6 +64,8 @@ struct Cli {
 enum Command {
     /// Tell what stands in the way, with the SQL that mends it
     Check(check::Options),
+    /// Collect what a bug report needs into one file, without secrets and without values of flags
+    Bugreport(bugreport::Options),
     /// Make publication and slot, or the outbox, and fill the mirror
     Setup(setup::Options),
     /// Capture changes and deliver webhooks until told to stop
@@ -84,6 +94,14 @@ enum Command {
     Recover(recover::Options),
     /// Drop slot, publication and outbox
     Uninstall(uninstall::Options),
+    /// Print the completions for a shell
+    Completions(completions::Options),
+    /// Ask the running daemon whether it is ready: for a container's health check
+    #[command(hide = true)]
+    Healthcheck,
+    /// Write the man pages into a directory: for packages
+    #[command(hide = true)]
+    Manuals(manuals::Options),
 }
 
 /// For commands that a program may read.
@@ -111,22 +129,33 @@ fn execute(cli: Cli) -> Result<u8> {
     let environment: BTreeMap<String, String> = std::env::vars_os()
         .filter_map(|(key, value)| Some((key.into_string().ok()?, value.into_string().ok()?)))
         .collect();
-    if let Command::Demo(options) = &cli.command {
-        // Needs no configuration and must not be disturbed by one: it makes everything itself.
-        return runtime()?.block_on(demo::demo(options));
+    // They need no configuration and must not be disturbed by one.
+    match &cli.command {
+        Command::Demo(options) => return runtime()?.block_on(demo::demo(options)),
+        Command::Completions(options) => return completions::print(Cli::command(), options),
+        Command::Manuals(options) => return manuals::write(Cli::command(), options),
+        _ => {}
     }
-    let config = Config::load(cli.config.as_deref(), &environment)?;
+    if let Command::Check(options) = &cli.command
+        && check::has_listed(options)
+    {
+        return Ok(0);
+    }
+    let file = cli.config;
+    let load = move || Config::load(file.as_deref(), &environment);
+    let config = load()?;
     logging::start(&config)?;
     for variable in &config.unknown_variables {
-        tracing::warn!(variable, "this environment variable means nothing to flagpost: is it misspelt?");
+        UnknownVariable { variable: variable.clone() }.tell();
     }
     let runtime = runtime()?;
     let code = runtime.block_on(async {
         match cli.command {
             Command::Check(options) => check::check(&config, &options).await,
+            Command::Bugreport(options) => bugreport::bugreport(&config, &options).await,
             Command::Setup(options) => setup::setup(&config, &options).await,
             Command::SwitchSource(options) => switch_source::switch(&config, &options).await,
-            Command::Run => run::run(&config).await,
+            Command::Run => run::run(&config, load).await,
             Command::Demo(options) => demo::demo(&options).await,
             Command::Shadow(options) => shadow::shadow(&config, &options).await,
             Command::Status(options) => status::status(&config, options.json).await,
@@ -138,6 +167,9 @@ fn execute(cli: Cli) -> Result<u8> {
             Command::Test(options) => test::test(&config, &options).await,
             Command::Recover(options) => recover::recover(&config, &options).await,
             Command::Uninstall(options) => uninstall::uninstall(&config, &options).await,
+            Command::Healthcheck => healthcheck::ask(&config).await,
+            Command::Completions(options) => completions::print(Cli::command(), &options),
+            Command::Manuals(options) => manuals::write(Cli::command(), &options),
         }
     });
     // Whatever still hangs (a resolver's thread) must not keep the process.

@@ -9,7 +9,7 @@ use crate::error::Result;
 use crate::ledger::{Operator, Resumed};
 
 /// Why, where nobody said.
-const NO_REASON: &str = "no reason was given";
+pub(super) const NO_REASON: &str = "no reason was given";
 
 /// What was typed.
 #[derive(Debug, Args)]

@@ -159,6 +159,19 @@ fn queue(config: &Config, reader: &Reader, selection: &Selection, dry_run: bool)
     Ok(0)
 }
 
+/// Queues the deliveries of an event again that were made or given up, to one endpoint or to all that are still there. Returns how
+/// many.
+pub(super) fn again(
+    config: &Config,
+    reader: &Reader,
+    event: i64,
+    endpoint: Option<EndpointKey>,
+) -> Result<usize> {
+    let filter = Filter { endpoint, ..Filter::default() };
+    let found = Found::new(config, reader, &Selection { events: Some(vec![event]), filter })?;
+    found.again.iter().map(|(endpoint, events)| requeue(config, *endpoint, events)).sum()
+}
+
 fn requeue(config: &Config, endpoint: EndpointKey, events: &[i64]) -> Result<usize> {
     let deliveries: Vec<(EndpointKey, i64)> = events.iter().map(|event| (endpoint, *event)).collect();
     Operator::open(&config.state_dir)?.requeue(&deliveries)

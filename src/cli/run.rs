@@ -1,14 +1,21 @@
 //! `flagpost run`: the daemon.
 
+use std::sync::Arc;
+
+use super::desk::PageDesk;
 use crate::config::Config;
 use crate::daemon;
 use crate::error::Result;
 use crate::ops::service;
 
-pub(super) async fn run(config: &Config) -> Result<u8> {
+/// `load` reads the configuration again when the daemon is told to (SIGHUP).
+pub(super) async fn run(
+    config: &Config,
+    load: impl Fn() -> Result<Config> + Send + Sync + 'static,
+) -> Result<u8> {
     let ready = |summary: &str| {
         say!("{summary}");
         service::ready(summary);
     };
-    daemon::run(config, ready).await.map(|()| 0)
+    daemon::run(config, load, Arc::new(PageDesk::new(config)), ready).await.map(|()| 0)
 }

@@ -36,8 +36,9 @@ pub(super) struct Options {
     json: bool,
 }
 
+/// An event with all that is on record of it.
 #[derive(Serialize)]
-struct Shown {
+pub(super) struct Shown {
     #[serde(flatten)]
     event: EventView,
     changed_by: Option<String>,
@@ -62,9 +63,9 @@ struct AttemptView {
     replay: bool,
 }
 
-pub(super) fn show(config: &Config, options: &Options) -> Result<u8> {
-    let reader = endpoint::reader(config)?;
-    let event = wanted::event(&reader, &options.id)?;
+/// The event whose id begins so.
+pub(super) fn shown(reader: &Reader, id: &str) -> Result<(Shown, Vec<Delivery>)> {
+    let event = wanted::event(reader, id)?;
     let deliveries = reader.deliveries(event.seq)?;
     let mut attempts = BTreeMap::new();
     for delivery in &deliveries {
@@ -78,11 +79,17 @@ pub(super) fn show(config: &Config, options: &Options) -> Result<u8> {
     let shown = Shown {
         changed_by: text(&data, "/changed_by"),
         changes: change::changes(data.get("previous_state"), data.get("new_state")),
-        event: EventView::new(&reader, &mut Names::default(), event, &deliveries)?,
+        event: EventView::new(reader, &mut Names::default(), event, &deliveries)?,
         data,
         body_format,
         attempts,
     };
+    Ok((shown, deliveries))
+}
+
+pub(super) fn show(config: &Config, options: &Options) -> Result<u8> {
+    let reader = endpoint::reader(config)?;
+    let (shown, deliveries) = shown(&reader, &options.id)?;
     if options.json {
         let text = serde_json::to_string_pretty(&shown)
             .map_err(|e| Error::internal(format!("the event cannot be written as JSON: {e}")))?;

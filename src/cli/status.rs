@@ -4,6 +4,7 @@
 
 mod endpoints;
 mod outbox;
+pub(super) mod wrong;
 
 use std::time::Duration;
 
@@ -18,8 +19,12 @@ use crate::ledger::{Ledger, Reader};
 use crate::room::ENOUGH;
 use crate::source::{SlotFacts, connect, reader_of, server_facts, slot_facts};
 
+/// So long the status page waits for the database.
+const SERVER_TELLS_WITHIN: Duration = Duration::from_secs(5);
+
+/// How everything is.
 #[derive(Serialize)]
-struct Status {
+pub(super) struct Status {
     /// `source.mode`
     source: &'static str,
     database: DatabasePart,
@@ -37,6 +42,14 @@ struct DatabasePart {
     outbox: Option<OutboxPart>,
     /// Why the rest is missing.
     error: Option<String>,
+}
+
+impl DatabasePart {
+    /// Of which nothing is known.
+    fn new(config: &Config) -> DatabasePart {
+        let place = config.database.shown();
+        DatabasePart { place, server_version: None, slot: None, outbox: None, error: None }
+    }
 }
 
 #[derive(Serialize)]
@@ -60,7 +73,7 @@ struct SlotPart {
     synced: Option<bool>,
 }
 
-#[derive(Serialize)]
+#[derive(Clone, Serialize)]
 struct LedgerPart {
     directory: String,
     exists: bool,
@@ -78,23 +91,56 @@ struct LedgerPart {
     reader: Option<String>,
 }
 
+/// What the ledger tells.
+#[derive(Clone)]
+pub(super) struct OfLedger {
+    part: LedgerPart,
+    endpoints: Vec<EndpointPart>,
+    exit_code: u8,
+}
+
+/// What the database tells beside what the ledger has told.
+pub(super) async fn with_database(config: &Config, ledger: OfLedger) -> Status {
+    let asking = database_part(config, ledger.part.reader.as_deref());
+    let database = match tokio::time::timeout(SERVER_TELLS_WITHIN, asking).await {
+        Ok((database, _)) => database,
+        Err(_) => DatabasePart {
+            error: Some(format!("it has not answered for {} s", SERVER_TELLS_WITHIN.as_secs())),
+            ..DatabasePart::new(config)
+        },
+    };
+    Status { source: config.mode.name(), database, ledger: ledger.part, endpoints: ledger.endpoints }
+}
+
 pub(super) async fn status(config: &Config, json: bool) -> Result<u8> {
-    let (ledger, endpoints, ledger_code) = ledger_part(config);
-    let (database, database_code) = database_part(config, ledger.reader.as_deref()).await;
-    let status = Status { source: config.mode.name(), database, ledger, endpoints };
+    let (status, code) = gather(config).await;
     if json {
-        let text = serde_json::to_string_pretty(&status)
-            .map_err(|e| Error::internal(format!("the status cannot be written as JSON: {e}")))?;
-        say!("{text}");
+        say!("{}", to_json(&status)?);
     } else {
         print_text(config, &status);
     }
-    Ok(database_code.max(ledger_code))
+    Ok(code)
+}
+
+/// What `status --json` prints.
+pub(super) async fn json(config: &Config) -> Result<String> {
+    to_json(&gather(config).await.0)
+}
+
+async fn gather(config: &Config) -> (Status, u8) {
+    let OfLedger { part: ledger, endpoints, exit_code: ledger_code } = of_ledger(config);
+    let (database, database_code) = database_part(config, ledger.reader.as_deref()).await;
+    let status = Status { source: config.mode.name(), database, ledger, endpoints };
+    (status, database_code.max(ledger_code))
+}
+
+fn to_json(status: &Status) -> Result<String> {
+    serde_json::to_string_pretty(status)
+        .map_err(|e| Error::internal(format!("the status cannot be written as JSON: {e}")))
 }
 
 async fn database_part(config: &Config, reader: Option<&str>) -> (DatabasePart, u8) {
-    let place = config.database.shown();
-    let mut part = DatabasePart { place, server_version: None, slot: None, outbox: None, error: None };
+    let mut part = DatabasePart::new(config);
     match read(config, reader, &mut part).await {
         Ok(()) => (part, 0),
         Err(error) => {
@@ -140,7 +186,8 @@ fn slot_part(name: &str, slot: SlotFacts) -> SlotPart {
     }
 }
 
-fn ledger_part(config: &Config) -> (LedgerPart, Vec<EndpointPart>, u8) {
+/// Reads through all deliveries.
+pub(super) fn of_ledger(config: &Config) -> OfLedger {
     let free_bytes = Ledger::room(&config.state_dir);
     let mut part = LedgerPart {
         directory: config.state_dir.display().to_string(),
@@ -154,7 +201,7 @@ fn ledger_part(config: &Config) -> (LedgerPart, Vec<EndpointPart>, u8) {
         reader: None,
     };
     if !part.exists {
-        return (part, Vec::new(), 0);
+        return OfLedger { part, endpoints: Vec::new(), exit_code: 0 };
     }
     let mut read = || {
         let reader = Reader::open(&config.state_dir)?;
@@ -166,10 +213,10 @@ fn ledger_part(config: &Config) -> (LedgerPart, Vec<EndpointPart>, u8) {
         endpoints::read(config, &reader)
     };
     match read() {
-        Ok(endpoints) => (part, endpoints, 0),
+        Ok(endpoints) => OfLedger { part, endpoints, exit_code: 0 },
         Err(error) => {
             part.error = Some(error.to_string());
-            (part, Vec::new(), error.kind().exit_code())
+            OfLedger { part, endpoints: Vec::new(), exit_code: error.kind().exit_code() }
         }
     }
 }

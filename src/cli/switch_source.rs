@@ -9,7 +9,6 @@
 
 use clap::Args;
 use tokio_postgres::Client;
-use tracing::info;
 
 use super::setup::{ModeName, require_identities, run_step};
 use super::uninstall::{drop_outbox, drop_publication, drop_slot};
@@ -17,6 +16,7 @@ use crate::change::Lsn;
 use crate::config::{Config, Mode};
 use crate::daemon::catch_up;
 use crate::error::{Error, Kind, Result};
+use crate::fact::{SlotMaking, SlotOfAnEarlierTry};
 use crate::ledger::Ledger;
 use crate::prepare::{Until, identity_of, ledger_mode};
 use crate::source::{
@@ -110,7 +110,7 @@ async fn to_replication(config: &Config, client: &Client, catalog: &Catalog) -> 
     }
     if let Some(slot) = replication.slot(name).await? {
         slot.require(name, &info.database)?;
-        info!(slot = name, "a slot of an earlier try is made again");
+        SlotOfAnEarlierTry { slot: name.to_owned() }.tell();
         replication.drop_slot(name).await?;
     }
     say!("{};  -- over the replication connection", replication.slot_statement(name, false).await?);
@@ -161,7 +161,7 @@ async fn choose_moment(
     slot: &str,
     is_temporary: bool,
 ) -> Result<Moment> {
-    info!(slot, "making a replication slot: this waits for transactions that are open now");
+    SlotMaking { slot: slot.to_owned() }.tell();
     let exported = replication.create_slot(slot, is_temporary).await?;
     let view = exported_view(&config.database, &exported).await?;
     let place = current_place(&view.client, &config.database).await?;

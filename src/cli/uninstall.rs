@@ -1,6 +1,8 @@
 //! `flagpost uninstall`: drops slot, publication and outbox, so that nothing of flagpost is left in the database; with
 //! `--purge` the ledger's files too.
 //!
+//! With `--list` it tells what is there, which is what a package's removal asks before the binary is gone.
+//!
 //! It never drops a slot that is not flagpost's, never one that somebody reads, never the outbox of a daemon that runs on this
 //! ledger, and says so when nothing is there.
 
@@ -9,6 +11,7 @@ use std::time::Duration;
 use clap::Args;
 use tokio_postgres::Client;
 
+use super::leftovers;
 use crate::config::{Config, Mode};
 use crate::error::{Error, Kind, Result};
 use crate::ledger::{Ledger, Purge};
@@ -26,12 +29,21 @@ pub(super) struct Options {
     /// Only print the SQL
     #[arg(long)]
     print: bool,
+    /// Only list what of flagpost is in the database; nothing where nothing is
+    #[arg(long, conflicts_with_all = ["print", "purge"])]
+    list: bool,
     /// Also remove the ledger's files from the state directory: events, queues, dead letters
     #[arg(long, conflicts_with = "print")]
     purge: bool,
 }
 
 pub(super) async fn uninstall(config: &Config, options: &Options) -> Result<u8> {
+    if options.list {
+        for line in leftovers::read(config).await? {
+            say!("{line}");
+        }
+        return Ok(0);
+    }
     if options.print {
         say!("{}", uninstall_step(&config.names).sql.trim_end());
         // Where the database cannot be asked, the triggers go with the schema.

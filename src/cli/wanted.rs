@@ -47,6 +47,17 @@ impl Wanted {
         !has_text && kind.is_none() && since.is_none() && until.is_none()
     }
 
+    /// What was asked for elsewhere in the same words.
+    pub(super) fn asked(
+        endpoint: Option<String>,
+        environment: Option<String>,
+        feature: Option<String>,
+        kind_text: Option<String>,
+    ) -> Result<Wanted> {
+        let kind = kind_text.map(|text| kind(&text)).transpose().map_err(Error::config)?;
+        Ok(Wanted { endpoint, organisation: None, environment, feature, kind, since: None, until: None })
+    }
+
     /// What it means in this ledger. `Err` for what is not in it: a misspelt name must not look like silence.
     pub(super) fn filter(&self, config: &Config, reader: &Reader) -> Result<Filter> {
         Ok(Filter {
@@ -62,6 +73,7 @@ impl Wanted {
             kind: self.kind.map(Kind::name),
             since: self.since,
             until: self.until,
+            before: None,
         })
     }
 }

@@ -3,9 +3,12 @@
 //! Every key of the TOML file can be given as `FLAGPOST_SECTION_KEY`, which wins over the file. Secrets come from the URL,
 //! from `database.password_file`, or from systemd's credential `database-password`; they never show in `Debug` or errors.
 
+mod changes;
 mod endpoints;
 mod notices;
+mod page;
 mod raw;
+mod written;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -24,6 +27,11 @@ use crate::event::{EndpointKey, Formats, Routing, Settle, Subscription};
 use crate::ledger::Retention;
 use crate::notify::Settings as NotifySettings;
 use crate::source::{ConnInfo, Host, Limit, Names, Outbox};
+pub use written::{Key, Written};
+
+pub use changes::{Changes, Digests};
+
+pub use page::StatusPage;
 
 /// Where the file is looked for when `--config` names none.
 pub const DEFAULT_FILE: &str = "/etc/flagpost/flagpost.toml";
@@ -52,10 +60,14 @@ impl Mode {
 /// How log lines are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LogFormat {
+    /// The journal's where standard error is systemd's journal, else for people.
+    Auto,
     /// For people.
     Text,
     /// One JSON object a line.
     Json,
+    /// Entries of systemd's journal, with fields.
+    Journald,
 }
 
 /// The checked configuration.
@@ -107,25 +119,31 @@ pub struct Config {
     pub notify: NotifySettings,
     /// Address of metrics and status; `None` for `off`.
     pub ops_listen: Option<SocketAddr>,
+    /// Base URL of the collector that traces go to.
+    pub traces: Option<String>,
+    /// The status page there.
+    pub status_page: StatusPage,
     /// How log lines are written.
     pub log_format: LogFormat,
     /// What is logged: a `tracing` filter (`info`, `flagpost=debug`).
     pub log_level: String,
     /// Environment variables that begin with `FLAGPOST_` and mean nothing: probably misspelt.
     pub unknown_variables: Vec<String>,
+    /// Which values were written, to tell what a reload changes.
+    pub digests: Digests,
+    /// Which keys are set where.
+    pub written: Written,
 }
 
 impl Config {
     /// Reads the file (the default one if it exists, where none is named) and the environment.
     pub fn load(file: Option<&Path>, environment: &BTreeMap<String, String>) -> Result<Config> {
-        let text = match file {
-            Some(path) => read(path)?,
-            None if Path::new(DEFAULT_FILE).exists() => read(Path::new(DEFAULT_FILE))?,
-            None => String::new(),
-        };
-        let shown = file.unwrap_or(Path::new(DEFAULT_FILE));
-        let (raw, unknown_variables) = raw::parse(&text, shown, environment)?;
-        check(raw, unknown_variables, environment)
+        let default = Path::new(DEFAULT_FILE);
+        let file = file.or_else(|| Some(default).filter(|path| path.exists()));
+        let text = file.map_or_else(|| Ok(String::new()), read)?;
+        let written = raw::parse(&text, file.unwrap_or(default), environment)?;
+        let config = check(written, environment)?;
+        Ok(Config { written: Written::of(file, &text, environment), ..config })
     }
 
     /// What webhooks may reach.
@@ -165,11 +183,8 @@ fn read(path: &Path) -> Result<String> {
         .map_err(|e| Error::config(format!("the configuration {} cannot be read: {e}", path.display())))
 }
 
-fn check(
-    raw: raw::Raw,
-    unknown_variables: Vec<String>,
-    environment: &BTreeMap<String, String>,
-) -> Result<Config> {
+fn check(written: raw::Written, environment: &BTreeMap<String, String>) -> Result<Config> {
+    let raw::Written { raw, unknown_variables, digests } = written;
     let url = raw.database.url.as_ref().ok_or_else(|| {
         Error::config(
             "database.url is missing: set it in the configuration or as FLAGPOST_DATABASE_URL (postgresql://user@host/flagsmith)",
@@ -182,6 +197,7 @@ fn check(
         return Err(Error::config("delivery.max_in_flight is 0: nothing would be sent; use 1 or more"));
     }
     let https_only = raw.network.https_only.unwrap_or(false);
+    let ops_listen = listen(raw.ops.listen.as_deref())?;
     let metadata_events = raw.webhooks.feature_metadata_events.unwrap_or(false);
     let endpoints = endpoints::parse(raw.webhooks, https_only, environment)?;
     let mut config = Config {
@@ -237,10 +253,14 @@ fn check(
             Duration::from_secs(24 * 3600),
         )?,
         notify: notices::check(raw.notify)?,
-        ops_listen: listen(raw.ops.listen.as_deref())?,
+        ops_listen,
+        status_page: page::check(raw.ops, ops_listen, environment)?,
         log_format: log_format(raw.log.format.as_deref())?,
+        traces: traces(raw.traces.endpoint)?,
         log_level: raw.log.level.unwrap_or_else(|| "info".into()),
         unknown_variables,
+        digests,
+        written: Written::default(),
     };
     if config.settle.max < config.settle.quiet {
         config.settle.max = config.settle.quiet;
@@ -379,14 +399,33 @@ fn listen(text: Option<&str>) -> Result<Option<SocketAddr>> {
     }
 }
 
+fn traces(text: Option<String>) -> Result<Option<String>> {
+    let Some(text) = text else { return Ok(None) };
+    // The URL is no secret: it may stand in a message.
+    let is_plain = url::Url::parse(&text).is_ok_and(|url| {
+        matches!(url.scheme(), "http" | "https")
+            && url.username().is_empty()
+            && url.password().is_none()
+            && url.query().is_none()
+    });
+    if is_plain {
+        return Ok(Some(text));
+    }
+    Err(Error::config(
+        "traces.endpoint is no http or https URL without user and query: write it as http://localhost:4318, the base URL of a \
+         collector that takes OTLP over HTTP",
+    ))
+}
+
 fn log_format(text: Option<&str>) -> Result<LogFormat> {
     match text {
-        None | Some("text") => Ok(LogFormat::Text),
+        None | Some("auto") => Ok(LogFormat::Auto),
+        Some("text") => Ok(LogFormat::Text),
         Some("json") => Ok(LogFormat::Json),
-        Some("journald") => Err(Error::config(
-            "log.format \"journald\" is not built yet: use \"text\" or \"json\", the journal keeps both",
-        )),
-        Some(other) => Err(Error::config(format!("log.format is {other:?}: use \"text\" or \"json\""))),
+        Some("journald") => Ok(LogFormat::Journald),
+        Some(other) => Err(Error::config(format!(
+            "log.format is {other:?}: use \"auto\", \"text\", \"json\" or \"journald\""
+        ))),
     }
 }
 
@@ -479,6 +518,7 @@ mod tests {
             ("[notify]\nto = [\"ops@example.com\"]\n", "notify.smtp"),
             ("[notify]\nwebhook = \"ftp://example.com\"\n", "notify.webhook"),
             ("[source]\nmax_retained_wal_action = \"panic\"\n", "drop-slot"),
+            ("[traces]\nendpoint = \"http://user:pw@collector:4318\"\n", "traces.endpoint"),
             ("[state]\nmax_size = \"4 elephants\"\n", "state.max_size"),
             ("[state]\nmax_size = \"99999999999GiB\"\n", "state.max_size"),
         ] {
@@ -523,6 +563,7 @@ mod tests {
             ("audit-log.secret", "s"),
             ("banner-secret", "s"),
             ("smtp-password", "s"),
+            ("ops-token", "0123456789abcdef"),
         ] {
             std::fs::write(folder.path().join(name), text).unwrap();
         }

@@ -6,6 +6,7 @@ use std::path::Path;
 use secrecy::SecretString;
 use serde::{Deserialize, Deserializer};
 
+use super::changes::{Digests, digests};
 use crate::error::{Error, Result};
 
 #[derive(Default, Deserialize)]
@@ -20,6 +21,7 @@ pub(super) struct Raw {
     pub(super) notify: Notify,
     pub(super) ops: Ops,
     pub(super) log: Log,
+    pub(super) traces: Traces,
 }
 
 #[derive(Default, Deserialize)]
@@ -158,6 +160,11 @@ pub(super) struct Notify {
 #[serde(deny_unknown_fields, default)]
 pub(super) struct Ops {
     pub(super) listen: Option<String>,
+    #[serde(deserialize_with = "boolean")]
+    pub(super) page: Option<bool>,
+    pub(super) token_file: Option<String>,
+    #[serde(deserialize_with = "list")]
+    pub(super) hosts: Vec<String>,
 }
 
 #[derive(Default, Deserialize)]
@@ -165,6 +172,12 @@ pub(super) struct Ops {
 pub(super) struct Log {
     pub(super) format: Option<String>,
     pub(super) level: Option<String>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Traces {
+    pub(super) endpoint: Option<String>,
 }
 
 /// Keys that a single environment variable can hold. `webhooks.endpoint` is a list of tables and cannot.
@@ -206,19 +219,27 @@ pub(super) const KEYS: &[(&str, &str)] = &[
     ("notify", "webhook"),
     ("notify", "after"),
     ("ops", "listen"),
+    ("ops", "page"),
+    ("ops", "token_file"),
+    ("ops", "hosts"),
     ("log", "format"),
     ("log", "level"),
+    ("traces", "endpoint"),
 ];
 
 /// Variables that begin with `FLAGPOST_` and are no keys of the configuration.
 const OTHER_VARIABLES: &[&str] = &["FLAGPOST_CONFIG", "FLAGPOST_PG_BINDIR"];
 
+/// What was written, in the file and the environment.
+pub(super) struct Written {
+    pub(super) raw: Raw,
+    /// Variables that mean nothing.
+    pub(super) unknown_variables: Vec<String>,
+    pub(super) digests: Digests,
+}
+
 /// Reads `text`, lets the environment's variables win, and names the variables that mean nothing.
-pub(super) fn parse(
-    text: &str,
-    path: &Path,
-    environment: &BTreeMap<String, String>,
-) -> Result<(Raw, Vec<String>)> {
+pub(super) fn parse(text: &str, path: &Path, environment: &BTreeMap<String, String>) -> Result<Written> {
     let wrong = |what: &str, error: &toml::de::Error| {
         // The message and the place only: the line itself may hold a password.
         let line = error.span().map(|span| text.get(..span.start).unwrap_or_default().lines().count().max(1));
@@ -243,13 +264,14 @@ pub(super) fn parse(
             section.insert((*key).to_owned(), toml::Value::String(value.clone()));
         }
     }
+    let digests = digests(&table);
     let raw = Raw::deserialize(table).map_err(|e| {
         Error::config(format!(
             "an environment variable FLAGPOST_… cannot be used: {}",
             e.message().replace('\n', ", ")
         ))
     })?;
-    Ok((raw, unknown))
+    Ok(Written { raw, unknown_variables: unknown, digests })
 }
 
 #[derive(Deserialize)]

@@ -13,7 +13,6 @@ use base64::engine::general_purpose::STANDARD;
 use percent_encoding::{NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, USER_AGENT};
 use tokio::time::{Instant, timeout_at};
-use tracing::warn;
 use url::Url;
 
 use super::answer::{Answer, chain, judge};
@@ -26,12 +25,15 @@ use super::tls::{Tls, Trust};
 use crate::change::Micros;
 use crate::error::{Error, Result};
 use crate::event::{EndpointKey, EndpointName};
+use crate::fact::{TlsUnverified, trace};
 use crate::ledger::{Due, Endpoint};
 
 /// Deterministic id of the event; the same in every repeat, so that a receiver can drop repeats.
 pub const EVENT_ID: HeaderName = HeaderName::from_static("x-flagpost-event-id");
 /// What happened: `created`, `updated`, `removed`, with the scope as a parameter.
 pub const ACTION: HeaderName = HeaderName::from_static("x-flagpost-action");
+/// W3C Trace Context: the trace that the call belongs to, where traces are made.
+pub(super) const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 /// The event's number among those of its flag (or audit log), from 1, without gaps.
 pub const SEQUENCE: HeaderName = HeaderName::from_static("x-flagpost-sequence");
 /// `workflows_core_changerequest.id` of the change request that caused the event, if one did.
@@ -133,11 +135,7 @@ impl Client {
         for (name, url, options) in settings.targets.all_options() {
             if !options.tls.verifies() {
                 let endpoint = name.map(|name| EndpointKey::Configured(name).to_string()).unwrap_or_default();
-                warn!(
-                    endpoint,
-                    url = redacted(url),
-                    "TLS IS NOT VERIFIED: whoever is on the way can read and change what is sent here (verify = false)"
-                );
+                TlsUnverified { endpoint_id: endpoint.to_string(), url: redacted(url) }.tell();
             }
             if !options.tls.is_default() {
                 special.insert(place(name, url), http(&options.tls)?);
@@ -310,6 +308,7 @@ fn ours(endpoint: &Endpoint, due: &Due, now: Micros) -> HeaderMap {
     headers.insert(SEQUENCE, due.sequence.into());
     headers.insert(WEBHOOK_TIMESTAMP, seconds.into());
     let request = due.change_request.as_ref();
+    let attempt = due.attempts + 1;
     for (name, value) in [
         (EVENT_ID, Some(due.event_id.clone())),
         (ACTION, Some(due.action.clone())),
@@ -320,6 +319,7 @@ fn ours(endpoint: &Endpoint, due: &Due, now: Micros) -> HeaderMap {
             CHANGE_REQUEST_TITLE,
             request.map(|(_, title)| utf8_percent_encode(title, NON_ALPHANUMERIC).to_string()),
         ),
+        (TRACEPARENT, trace::traceparent(&due.event_id, &due.endpoint.to_string(), attempt)),
         (WEBHOOK_ID, Some(due.event_id.clone())),
         (SIGNATURE, flagsmith_signature(&endpoint.secret, body)),
         (WEBHOOK_SIGNATURE, standard_signatures(all_secrets, &due.event_id, seconds, body)),

@@ -81,6 +81,21 @@ impl Resolver {
         }
     }
 
+    /// The addresses that `url` means and that may be connected to; `Err` says why there is none.
+    pub(super) async fn places(&self, url: &Url) -> Result<Vec<SocketAddr>, String> {
+        self.check_literal(url).await?;
+        let port = url.port_or_known_default().ok_or("the URL has no port")?;
+        let addresses = match (literal(url), url.host_str()) {
+            (Some(address), _) => vec![address],
+            (None, Some(name)) => {
+                let of_database = self.is_database_port(url).then_some(port);
+                self.addresses(name, of_database).await.map_err(|e| e.to_string())?
+            }
+            (None, None) => return Err("the URL has no host".into()),
+        };
+        Ok(addresses.into_iter().map(|address| SocketAddr::new(address, port)).collect())
+    }
+
     /// The addresses of `name` that may be connected to, on `port` where that is the database's. An error where there is
     /// none.
     async fn addresses(&self, name: &str, port: Option<u16>) -> io::Result<Vec<IpAddr>> {

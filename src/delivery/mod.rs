@@ -11,6 +11,7 @@ mod answer;
 mod breaker;
 mod client;
 mod guard;
+mod handshake;
 mod lane;
 mod lookup;
 mod pace;
@@ -27,12 +28,16 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
 
 use crate::change::Micros;
 use crate::error::{Error, Result};
 use crate::event::EndpointKey;
+use crate::fact::{
+    BreakerClosed, BreakerOpened, CallsCutOff, Delivered, DeliveryDead, DeliveryFailed, EndpointGone,
+    EndpointUnconfigured, trace,
+};
 use crate::ledger::{BreakerState, Due, Endpoint, Newsstand, Outcome, Pause, Reader, Verdict, Write};
+use crate::pulse::{Pulse, Stage};
 
 pub use answer::Answer;
 pub use breaker::{BreakerPolicy, Passage, passage};
@@ -41,6 +46,7 @@ pub use client::{
     SIGNATURE, Settings, Timeouts, WEBHOOK_ID, WEBHOOK_SIGNATURE, WEBHOOK_TIMESTAMP,
 };
 pub use guard::{DatabasePlace, Guard, Refused};
+pub use handshake::{Handshakes, Shown};
 pub use lookup::{Found, Lookup, Resolver, SystemLookup};
 pub use redact::redacted;
 pub use retry::{History, Reply, Schedule};
@@ -84,6 +90,14 @@ impl Default for Options {
     }
 }
 
+/// How deliveries are made from now on.
+pub struct Terms {
+    /// Who calls.
+    pub client: Client,
+    /// How.
+    pub options: Options,
+}
+
 /// Sends what is due until it is told to stop.
 pub struct Dispatcher {
     reader: Reader,
@@ -91,9 +105,11 @@ pub struct Dispatcher {
     newsstand: Arc<Newsstand>,
     client: Client,
     options: Options,
+    terms: mpsc::Receiver<Terms>,
     lanes: BTreeMap<EndpointKey, Lane>,
     calls: JoinSet<Finished>,
     operator_mark: i64,
+    pulse: Arc<Pulse>,
 }
 
 /// A call that has ended.
@@ -107,13 +123,13 @@ struct Finished {
 }
 
 impl Dispatcher {
-    /// A dispatcher over the ledger that `reader` reads and `writes` writes.
+    /// A dispatcher over the ledger that `reader` reads and `writes` writes. Others than the first terms come by `terms`.
     pub fn new(
         reader: Reader,
         writes: mpsc::Sender<Write>,
         newsstand: Arc<Newsstand>,
-        client: Client,
-        options: Options,
+        Terms { client, options }: Terms,
+        terms: mpsc::Receiver<Terms>,
     ) -> Dispatcher {
         Dispatcher {
             reader,
@@ -121,10 +137,18 @@ impl Dispatcher {
             newsstand,
             client,
             options,
+            terms,
             lanes: BTreeMap::new(),
             calls: JoinSet::new(),
             operator_mark: 0,
+            pulse: Arc::default(),
         }
+    }
+
+    /// Shows this pulse that it gets on.
+    pub fn with_pulse(mut self, pulse: Arc<Pulse>) -> Dispatcher {
+        self.pulse = pulse;
+        self
     }
 
     /// Runs until `stop`; then lets calls in flight end, within the drain time.
@@ -133,6 +157,7 @@ impl Dispatcher {
         self.wake_lanes()?;
         let mut operator = tokio::time::interval(OPERATOR_POLL);
         loop {
+            self.pulse.beat(Stage::Delivery);
             let wake = self.fill()?;
             let sleep = wake.map_or(Duration::from_secs(3600), |at| {
                 Duration::from_micros(u64::try_from(at.0 - Micros::now().0).unwrap_or(0))
@@ -140,12 +165,20 @@ impl Dispatcher {
             tokio::select! {
                 () = stop.cancelled() => break,
                 () = self.newsstand.wait() => self.take_news(),
+                Some(terms) = self.terms.recv() => self.go_on_by(terms)?,
                 Some(finished) = self.calls.join_next() => self.finish(finished).await?,
                 _ = operator.tick() => self.look_for_operator()?,
                 () = tokio::time::sleep(sleep) => self.mark_due_lanes(),
             }
         }
         self.drain().await
+    }
+
+    /// Calls in flight end as they began.
+    fn go_on_by(&mut self, Terms { client, options }: Terms) -> Result<()> {
+        (self.client, self.options) = (client, options);
+        self.lanes.values_mut().for_each(Lane::forget_all);
+        self.wake_lanes()
     }
 
     fn wake_lanes(&mut self) -> Result<()> {
@@ -232,11 +265,7 @@ impl Dispatcher {
         };
         let Some(target) = target else {
             if matches!(endpoint, EndpointKey::Configured(_)) {
-                warn!(
-                    endpoint_id = %endpoint,
-                    "deliveries wait for an endpoint that is not in the configuration any more: put it back, or let them \
-                     become dead letters after delivery.max_age"
-                );
+                EndpointUnconfigured { endpoint_id: endpoint.to_string() }.tell();
             }
             lane.clear();
             return Ok(Room::None);
@@ -255,11 +284,19 @@ impl Dispatcher {
     async fn finish(&mut self, finished: Result<Finished, tokio::task::JoinError>) -> Result<()> {
         let finished = finished.map_err(|e| Error::internal(format!("a delivery task failed: {e}")))?;
         let now = Micros::now();
+        self.pulse.attempted(finished.answer.error.is_none());
         let verdict = self.judge(&finished, now);
         let (breaker, hasten) = self.move_lane(&finished, verdict, now)?;
         let Finished { due, began, took, answer, .. } = finished;
         let attempt = due.attempts + 1;
         let milliseconds = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
+        trace::attempted(
+            (&due.event_id, &due.endpoint.to_string(), attempt),
+            began.0,
+            began.plus(took).0,
+            answer.error.as_deref(),
+            || attributes(&due, attempt, &answer),
+        );
         report(&due, attempt, milliseconds, &answer, verdict, now);
         let outcome = Outcome {
             endpoint: due.endpoint,
@@ -340,10 +377,7 @@ impl Dispatcher {
                 Ok(Some(finished)) => self.finish(finished).await?,
                 Ok(None) => break,
                 Err(_) => {
-                    warn!(
-                        in_flight = self.calls.len(),
-                        "stopping with calls in flight: they will be sent again"
-                    );
+                    CallsCutOff { in_flight: self.calls.len() }.tell();
                     self.calls.abort_all();
                     break;
                 }
@@ -365,36 +399,68 @@ async fn call(client: Client, target: Endpoint, due: Due) -> Finished {
     Finished { due, url: target.url, began, took: start.elapsed(), answer }
 }
 
+/// What a span says of an attempt.
+fn attributes(due: &Due, attempt: u32, answer: &Answer) -> Vec<(&'static str, String)> {
+    let status = answer.status.map(|status| ("http.response.status_code", status.to_string()));
+    let feature = due.feature.clone().map(|feature| ("flagpost.feature", feature));
+    [("flagpost.endpoint", due.endpoint.to_string()), ("flagpost.attempt", attempt.to_string())]
+        .into_iter()
+        .chain(status)
+        .chain(feature)
+        .collect()
+}
+
 fn report(due: &Due, attempt: u32, latency_ms: u64, answer: &Answer, verdict: Verdict, now: Micros) {
-    let (event_id, endpoint_id) = (&due.event_id, due.endpoint);
-    let (feature, http_status) = (due.feature.as_deref(), answer.status);
-    let error = answer.error.as_deref();
+    let (event_id, endpoint_id) = (due.event_id.clone(), due.endpoint.to_string());
+    let (environment_id, feature) = (due.environment, due.feature.clone());
+    let (http_status, error) = (answer.status, answer.error.clone());
     match verdict {
-        Verdict::Delivered => {
-            info!(%event_id, %endpoint_id, feature, attempt, http_status, latency_ms, "delivered");
+        Verdict::Delivered => Delivered {
+            event_id,
+            endpoint_id,
+            environment_id,
+            feature,
+            attempt,
+            http_status,
+            latency_ms,
+            since_commit_s: (!due.replay).then(|| now.since(due.commit_time).as_secs_f64()),
         }
-        Verdict::Retry(at) => {
-            let retry_in_s = (at.0 - now.0) / 1_000_000;
-            warn!(%event_id, %endpoint_id, feature, attempt, http_status, latency_ms, error, retry_in_s, "delivery failed");
+        .tell(),
+        Verdict::Retry(at) => DeliveryFailed {
+            event_id,
+            endpoint_id,
+            environment_id,
+            feature,
+            attempt,
+            http_status,
+            latency_ms,
+            error,
+            retry_in_s: (at.0 - now.0) / 1_000_000,
         }
+        .tell(),
         Verdict::Pause => {
-            warn!(%event_id, %endpoint_id, feature, attempt, http_status, latency_ms,
-                "the endpoint is paused: it answered HTTP 410 Gone; \"flagpost resume\" ends that, deliveries wait until then");
+            EndpointGone { event_id, endpoint_id, environment_id, feature, attempt, http_status, latency_ms }
+                .tell();
         }
-        Verdict::Dead => {
-            warn!(%event_id, %endpoint_id, feature, attempt, http_status, latency_ms, error, "delivery given up: dead letter");
+        Verdict::Dead => DeliveryDead {
+            event_id,
+            endpoint_id,
+            environment_id,
+            feature,
+            attempt,
+            http_status,
+            latency_ms,
+            error,
         }
+        .tell(),
     }
 }
 
-fn report_breaker(endpoint_id: EndpointKey, before: &BreakerState, after: &BreakerState) {
+fn report_breaker(endpoint: EndpointKey, before: &BreakerState, after: &BreakerState) {
+    let endpoint_id = endpoint.to_string();
     match (before.opened_at, after.opened_at) {
-        (None, Some(_)) => warn!(
-            %endpoint_id,
-            failures = after.failures,
-            "the endpoint keeps failing: its breaker is open, and it is only probed until it answers"
-        ),
-        (Some(_), None) => info!(%endpoint_id, "the endpoint is back: its breaker is closed"),
+        (None, Some(_)) => BreakerOpened { endpoint_id, failures: after.failures }.tell(),
+        (Some(_), None) => BreakerClosed { endpoint_id }.tell(),
         (None, None) | (Some(_), Some(_)) => {}
     }
 }

@@ -6,10 +6,16 @@
 use std::fmt;
 
 use reqwest::{Certificate, ClientBuilder, Identity};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
 
 /// Issuers that are trusted beside the system's. Default: none.
 #[derive(Debug, Clone, Default)]
-pub struct Trust(Vec<Certificate>);
+pub struct Trust {
+    certificates: Vec<Certificate>,
+    /// The same, for a handshake that is not the HTTP client's.
+    roots: Vec<CertificateDer<'static>>,
+}
 
 impl Trust {
     /// The certificates of a PEM file. `Err` says what is wrong with it.
@@ -18,7 +24,8 @@ impl Trust {
         if certificates.is_empty() {
             return Err("there is no certificate in it".into());
         }
-        let trust = Trust(certificates);
+        let roots = CertificateDer::pem_slice_iter(pem).filter_map(Result::ok).collect();
+        let trust = Trust { certificates, roots };
         // Nothing else looks into the certificates before the client is made.
         match trust.apply(reqwest::Client::builder()).build() {
             Ok(_) => Ok(trust),
@@ -27,7 +34,15 @@ impl Trust {
     }
 
     fn apply(&self, builder: ClientBuilder) -> ClientBuilder {
-        if self.0.is_empty() { builder } else { builder.tls_certs_merge(self.0.iter().cloned()) }
+        if self.certificates.is_empty() {
+            builder
+        } else {
+            builder.tls_certs_merge(self.certificates.iter().cloned())
+        }
+    }
+
+    pub(super) fn roots(&self) -> &[CertificateDer<'static>] {
+        &self.roots
     }
 }
 

@@ -129,8 +129,8 @@ impl Engine {
         true
     }
 
-    #[cfg(test)]
-    pub(super) fn set_metadata_events(&mut self, metadata_events: bool) {
+    /// Whether a change of a feature's own metadata is an event from here on.
+    pub fn set_metadata_events(&mut self, metadata_events: bool) {
         self.metadata_events = metadata_events;
     }
 

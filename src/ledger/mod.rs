@@ -30,6 +30,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::change::{Lsn, Micros, Row};
 use crate::error::{Error, Kind, Result};
+use crate::pulse::Pulse;
 use crate::schema::Table;
 
 pub use history::{Attempt, Delivery, Recorded};
@@ -41,6 +42,7 @@ pub use record::{
 };
 pub use retention::{Finished, Retention};
 pub use search::{DeliveryState, Filter, Replayable};
+pub use survey::Tried;
 pub use writer::{News, Newsstand};
 
 use seal::Seal;
@@ -73,6 +75,7 @@ pub struct Ledger {
     path: PathBuf,
     directory: PathBuf,
     _lock: File,
+    pulse: Arc<Pulse>,
 }
 
 /// The running writer.
@@ -111,7 +114,14 @@ impl Ledger {
         drop(file);
         let connection = schema::open(&path)?;
         let seal = Seal::open(&directory.join(KEY_FILE))?;
-        Ok(Ledger { connection, seal, path, directory: directory.to_owned(), _lock: lock })
+        let pulse = Arc::default();
+        Ok(Ledger { connection, seal, path, directory: directory.to_owned(), _lock: lock, pulse })
+    }
+
+    /// The writer will show this pulse that it gets on.
+    pub fn with_pulse(mut self, pulse: Arc<Pulse>) -> Ledger {
+        self.pulse = pulse;
+        self
     }
 
     /// The files that hold what nobody else may read: ledger, what SQLite puts beside it, and key.
@@ -123,6 +133,11 @@ impl Ledger {
     /// Whether there is a ledger in `directory`.
     pub fn exists(directory: &Path) -> bool {
         fs::metadata(directory.join(FILE)).is_ok_and(|file| file.len() > 0)
+    }
+
+    /// The format of a ledger that an older flagpost wrote; [`Ledger::open`] brings it up to date.
+    pub fn older_format(directory: &Path) -> Option<i64> {
+        schema::older_format(&directory.join(FILE))
     }
 
     /// Whether another process writes to the ledger in `directory` now.
@@ -315,6 +330,8 @@ impl Ledger {
             newsstand: Arc::clone(&newsstand),
             purpose,
             answers: Vec::new(),
+            recorded: Vec::new(),
+            pulse: self.pulse,
         };
         let (path, lock) = (self.path, self._lock);
         std::thread::Builder::new()

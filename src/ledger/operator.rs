@@ -16,6 +16,8 @@ use crate::event::EndpointKey;
 /// The key in `meta` that counts an operator's writes.
 pub(super) const OPERATOR_MARK: &str = "operator";
 
+/// Who pauses, if not [`Operator::named`] otherwise.
+const OPERATOR: &str = "operator";
 /// So many deliveries are queued again in one step.
 const STEP: usize = 500;
 /// Between two steps. SQLite does not queue writers: they look again after a while, and who never lets go is always first.
@@ -33,6 +35,7 @@ pub struct Resumed {
 /// A connection for an operator's command.
 pub struct Operator {
     connection: Connection,
+    name: &'static str,
     path: PathBuf,
 }
 
@@ -40,16 +43,23 @@ impl Operator {
     /// Opens an existing ledger in `directory`.
     pub fn open(directory: &Path) -> Result<Operator> {
         let path = directory.join(super::FILE);
-        Ok(Operator { connection: schema::open_existing(&path)?, path })
+        Ok(Operator { connection: schema::open_existing(&path)?, name: OPERATOR, path })
+    }
+
+    /// The same under another name: who paused an endpoint is told with it.
+    pub fn named(mut self, name: &'static str) -> Operator {
+        self.name = name;
+        self
     }
 
     /// Sends nothing more to an endpoint until it is resumed; what comes for it waits.
     pub fn pause(&mut self, endpoint: EndpointKey, why: &str) -> Result<()> {
+        let name = self.name;
         self.step(|step| {
             step.execute(
-                "INSERT INTO lane (endpoint, paused_at, paused_by, paused_why) VALUES (?1, ?2, 'operator', ?3)
-                 ON CONFLICT (endpoint) DO UPDATE SET paused_at = ?2, paused_by = 'operator', paused_why = ?3",
-                params![endpoint.to_string(), Micros::now().0, why],
+                "INSERT INTO lane (endpoint, paused_at, paused_by, paused_why) VALUES (?1, ?2, ?3, ?4)
+                 ON CONFLICT (endpoint) DO UPDATE SET paused_at = ?2, paused_by = ?3, paused_why = ?4",
+                params![endpoint.to_string(), Micros::now().0, name, why],
             )
             .map(drop)
         })

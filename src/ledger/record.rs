@@ -117,6 +117,8 @@ pub enum Write {
     /// From here on the ledger goes on in the source of this identity, at the next [`Write::Checkpoint`]. Open groups and what
     /// was broken are forgotten: the mirror's rows that differ and the events of what was missed come with it.
     Rebase(Identity),
+    /// Leaves no trace: a writer that has nothing else to do shows by it that it gets on ([`crate::pulse`]).
+    Nothing,
 }
 
 /// What becomes of the deliveries of new events.

@@ -203,6 +203,14 @@ fn format_of(connection: &Connection, path: &Path) -> Result<i64> {
     Ok(format)
 }
 
+/// The format of an existing file, where it is one that an older flagpost wrote: the next start brings it up to date.
+pub(super) fn older_format(path: &Path) -> Option<i64> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(path, flags).ok()?;
+    connection.busy_timeout(BUSY).ok()?;
+    format_of(&connection, path).ok().filter(|format| (1..FORMAT).contains(format))
+}
+
 fn check_format(connection: &Connection, path: &Path) -> Result<()> {
     let format = format_of(connection, path)?;
     if format == FORMAT {

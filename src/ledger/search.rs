@@ -56,6 +56,17 @@ impl DeliveryState {
         }
     }
 
+    /// The state with this name. `Err` names all of them.
+    pub fn named(text: &str) -> Result<DeliveryState, String> {
+        let known = DeliveryState::ALL.into_iter().find(|state| state.name() == text);
+        known.ok_or_else(|| format!("use one of {}", DeliveryState::ALL.map(DeliveryState::name).join(", ")))
+    }
+
+    /// Whether it is found where `other` is asked for: what is to be tried again is pending, too.
+    pub fn is(self, other: DeliveryState) -> bool {
+        self == other || (self, other) == (DeliveryState::Retrying, DeliveryState::Pending)
+    }
+
     /// Of `delivery.status`, and whether it was tried since it was queued.
     pub(super) fn of(status: i64, was_tried: bool) -> DeliveryState {
         match status {
@@ -101,6 +112,8 @@ pub struct Filter {
     pub since: Option<Micros>,
     /// Committed before this moment.
     pub until: Option<Micros>,
+    /// With a lower number (`event.seq`).
+    pub before: Option<i64>,
 }
 
 /// The part of a query that looks at the event.
@@ -231,6 +244,7 @@ impl Reader {
             Some(until) => before(Micros(until.0.saturating_add(DISORDER)))?.unwrap_or(0),
             None => i64::MAX,
         };
+        let high = filter.before.map_or(high, |before| high.min(before.saturating_sub(1)));
         Ok((low.max(after), high))
     }
 }

@@ -10,6 +10,7 @@ use super::record::Counts;
 use super::search::DeliveryState;
 use crate::change::{Micros, Row};
 use crate::error::Result;
+use crate::event::EndpointKey;
 use crate::schema::Table;
 
 /// Of so many failed deliveries the latest failure is looked for: those that wait longest for their next attempt.
@@ -70,7 +71,76 @@ impl Tally {
     }
 }
 
+/// An attempt, without what was sent and answered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tried {
+    /// `environment:1` …
+    pub endpoint: String,
+    /// When it began.
+    pub at: Micros,
+    /// Counted from 1.
+    pub number: u32,
+    /// The answer's status code, if there was an answer.
+    pub http_status: Option<u16>,
+    /// How long it took.
+    pub milliseconds: u64,
+    /// Whether it failed.
+    pub has_failed: bool,
+}
+
+/// The tables whose rows are counted.
+const COUNTED: [&str; 7] = ["meta", "mirror", "event", "body", "delivery", "attempt", "lane"];
+
 impl Reader {
+    /// The file's format, its pages, and how many rows its tables have; of the mirror, of each of Flagsmith's tables too.
+    pub fn statistics(&self) -> Result<BTreeMap<String, i64>> {
+        let mut all = BTreeMap::new();
+        let number = |sql: &str| self.connection().query_row(sql, [], |row| row.get::<_, i64>(0));
+        for pragma in ["user_version", "page_count", "page_size", "freelist_count"] {
+            all.insert(pragma.to_owned(), number(&format!("PRAGMA {pragma}")).map_err(self.failed())?);
+        }
+        for table in COUNTED {
+            let count = number(&format!("SELECT count(*) FROM {table}")).map_err(self.failed())?;
+            all.insert(format!("rows.{table}"), count);
+        }
+        let mut statement = self
+            .connection()
+            .prepare("SELECT tbl, count(*) FROM mirror GROUP BY tbl")
+            .map_err(self.failed())?;
+        let rows = statement
+            .query_map([], |row| Ok((row.get::<_, String>(0)?, row.get::<_, i64>(1)?)))
+            .map_err(self.failed())?;
+        for row in rows {
+            let (table, count) = row.map_err(self.failed())?;
+            all.insert(format!("rows.mirror.{table}"), count);
+        }
+        Ok(all)
+    }
+
+    /// The latest attempts, newest first.
+    pub fn tried(&self, limit: u32) -> Result<Vec<Tried>> {
+        let mut statement = self
+            .connection()
+            .prepare(
+                "SELECT endpoint, at, number, http_status, milliseconds, error IS NOT NULL FROM attempt
+                 ORDER BY at DESC LIMIT ?1",
+            )
+            .map_err(self.failed())?;
+        let rows = statement
+            .query_map([limit], |row| {
+                Ok(Tried {
+                    endpoint: row.get(0)?,
+                    at: Micros(row.get(1)?),
+                    number: row.get(2)?,
+                    http_status: row.get(3)?,
+                    milliseconds: row.get(4)?,
+                    has_failed: row.get(5)?,
+                })
+            })
+            .map_err(self.failed())?;
+        rows.collect::<rusqlite::Result<_>>().map_err(self.failed())
+    }
+
     /// Deliveries by endpoint and state: one pass through them in the order in which they lie in the file.
     pub fn counts(&self) -> Result<BTreeMap<String, Counts>> {
         let mut statement = self
@@ -136,6 +206,20 @@ impl Reader {
             .and_then(|mut s| {
                 s.query_row(params![endpoint, event, attempt], |row| Ok((row.get(0)?, row.get(1)?)))
                     .optional()
+            })
+            .map_err(self.failed())
+    }
+
+    /// The attempts at the newest events of an endpoint, at most `limit`: how many there were, and how many were delivered.
+    pub fn recent_attempts(&self, endpoint: EndpointKey, limit: usize) -> Result<(u64, u64)> {
+        self.connection()
+            .prepare_cached(
+                "SELECT count(*), count(*) FILTER (WHERE error IS NULL) FROM (
+                     SELECT error FROM attempt WHERE endpoint = ?1 ORDER BY event DESC, number DESC LIMIT ?2)",
+            )
+            .and_then(|mut s| {
+                let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+                s.query_row(params![endpoint.to_string(), limit], |row| Ok((row.get(0)?, row.get(1)?)))
             })
             .map_err(self.failed())
     }

@@ -6,6 +6,7 @@
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use rusqlite::{Connection, ErrorCode, OptionalExtension, params};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
@@ -18,7 +19,9 @@ use super::seal::Seal;
 use crate::change::{Key, Lsn, Micros, Row};
 use crate::error::{Error, Kind};
 use crate::event::EndpointKey;
+use crate::fact::{Recorded, meters, trace};
 use crate::mirror::Persist;
+use crate::pulse::{Pulse, Stage};
 use crate::schema::Table;
 
 /// Why the writer cannot go on. What it had not committed is read again from the checkpoint.
@@ -115,6 +118,9 @@ pub(super) struct Writer {
     pub(super) purpose: Purpose,
     /// Who waits for the next COMMIT.
     pub(super) answers: Vec<oneshot::Sender<()>>,
+    /// Events that the next COMMIT records.
+    pub(super) recorded: Vec<(Recorded, Micros)>,
+    pub(super) pulse: Arc<Pulse>,
 }
 
 impl Writer {
@@ -124,7 +130,10 @@ impl Writer {
         while let Some(first) = self.writes.blocking_recv() {
             self.connection.execute_batch("BEGIN IMMEDIATE")?;
             let checkpoint = self.batch(first, &mut news)?;
+            let began = Instant::now();
             self.connection.execute_batch("COMMIT")?;
+            meters().ledger_commit_seconds.observe(began.elapsed().as_secs_f64());
+            self.pulse.beat(Stage::Writer);
             if let Some(lsn) = checkpoint {
                 self.durable.send_if_modified(|durable| {
                     let moved = lsn > *durable;
@@ -133,6 +142,8 @@ impl Writer {
                 });
             }
             self.newsstand.publish(&mut news);
+            // Told after the COMMIT: what it undoes was never recorded, and comes again.
+            self.recorded.drain(..).for_each(|(recorded, committed)| told(&recorded, committed));
             for recorded in self.answers.drain(..) {
                 // Whoever asked may have gone.
                 recorded.send(()).ok();
@@ -154,6 +165,7 @@ impl Writer {
                     is_complete = true;
                 }
                 Write::Outcome(_)
+                | Write::Nothing
                 | Write::Broken(..)
                 | Write::Expire(_)
                 | Write::Purge(..)
@@ -166,6 +178,7 @@ impl Writer {
                 Write::Cursor(at) => cursor = Some(at),
                 next => self.write(next, news)?,
             }
+            self.pulse.beat(Stage::Writer);
             let received = if is_complete {
                 if count >= BATCH { None } else { self.writes.try_recv().ok() }
             } else {
@@ -217,7 +230,7 @@ impl Writer {
                 self.drop_queue(endpoint)?;
             }
             // Written at the end of the batch.
-            Write::Checkpoint(..) | Write::Cursor(_) => {}
+            Write::Checkpoint(..) | Write::Cursor(_) | Write::Nothing => {}
             Write::Purpose(purpose, recorded) => {
                 self.purpose = purpose;
                 self.answers.push(recorded);
@@ -299,7 +312,7 @@ impl Writer {
         Ok(())
     }
 
-    fn event(&self, event: &EventRecord, news: &mut News) -> rusqlite::Result<()> {
+    fn event(&mut self, event: &EventRecord, news: &mut News) -> rusqlite::Result<()> {
         let now = Micros::now();
         let inserted = self
             .connection
@@ -371,6 +384,18 @@ impl Writer {
                 news.ready.insert(recipient.endpoint);
             }
         }
+        let recorded = Recorded {
+            event_id: event.id.clone(),
+            kind: event.kind,
+            action: event.action.clone(),
+            organisation_id: event.organisation,
+            environment_id: event.environment,
+            feature: event.feature_name.clone(),
+            lsn: event.lsn.to_string(),
+            xid: event.xid,
+            deliveries: u64::try_from(event.recipients.len()).unwrap_or(u64::MAX),
+        };
+        self.recorded.push((recorded, event.commit_time));
         Ok(())
     }
 
@@ -549,4 +574,15 @@ pub(super) fn sql_key(key: &Key) -> rusqlite::types::Value {
         Key::Int(id) => rusqlite::types::Value::Integer(*id),
         Key::Text(text) => rusqlite::types::Value::Text(text.to_string()),
     }
+}
+
+fn told(recorded: &Recorded, committed: Micros) {
+    recorded.tell();
+    trace::recorded(&recorded.event_id, committed.0, Micros::now().0, || {
+        let feature = recorded.feature.clone().map(|feature| ("flagpost.feature", feature));
+        [("flagpost.kind", recorded.kind.to_owned()), ("flagpost.lsn", recorded.lsn.clone())]
+            .into_iter()
+            .chain(feature)
+            .collect()
+    });
 }

@@ -1,9 +1,12 @@
 //! The writer's promises about COMMIT.
 
+use std::time::Duration;
+
 use super::*;
 use crate::change::Field;
 use crate::change::{Key, Row};
 use crate::mirror::Persist;
+use crate::pulse::Stage;
 
 /// An I/O error from COMMIT cannot be mended by trying again (PITFALLS 32): the writer ends, and nothing of it was durable.
 #[test]
@@ -26,4 +29,22 @@ fn a_commit_that_fails_ends_the_writer_and_makes_nothing_durable() {
     let mut rows = 0;
     again.load_mirror(|_, _| rows += 1).unwrap();
     assert_eq!(rows, 0);
+}
+
+#[test]
+fn a_writer_that_has_nothing_to_write_shows_that_it_gets_on_and_writes_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let pulse = Arc::<Pulse>::default();
+    let ledger = Ledger::open(dir.path()).unwrap().with_pulse(Arc::clone(&pulse));
+    let WriterHandle { writes, ended, .. } = ledger.start_writer().unwrap();
+    let reader = Reader::open(dir.path()).unwrap();
+    let version = reader.version().unwrap();
+    let idle = Duration::from_millis(50);
+    std::thread::sleep(idle);
+    assert!(pulse.since(Stage::Writer) >= idle, "it beats by itself, whatever it does");
+    writes.blocking_send(Write::Nothing).unwrap();
+    drop(writes);
+    ended.blocking_recv().unwrap().unwrap();
+    assert!(pulse.since(Stage::Writer) < idle, "it does not beat");
+    assert_eq!(reader.version().unwrap(), version);
 }

@@ -11,15 +11,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lettre::message::Mailbox;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
 
 use crate::change::Micros;
 use crate::delivery::{Targets, redacted};
 use crate::error::Result;
 use crate::event::EndpointKey;
+use crate::fact::{OwnerTold, OwnerUnknown, OwnerUntold};
 use crate::ledger::{LaneState, Reader, Write};
 
 pub use notice::Notice;
@@ -46,26 +46,28 @@ pub struct Settings {
     pub after: Duration,
 }
 
+/// Who is told, and of which endpoints.
+#[derive(Debug, Clone)]
+pub struct Terms {
+    /// Who is told.
+    pub settings: Settings,
+    /// Endpoints of the configuration.
+    pub targets: Arc<Targets>,
+}
+
 /// See the module's documentation.
 pub struct Notifier {
     reader: Reader,
     writes: mpsc::Sender<Write>,
-    settings: Settings,
-    targets: Arc<Targets>,
+    terms: watch::Receiver<Terms>,
     /// What could not be told waits until then.
     not_before: HashMap<EndpointKey, Instant>,
 }
 
 impl Notifier {
-    /// A notifier over the ledger that `reader` reads; `None` where nobody is to be told.
-    pub fn new(
-        reader: Reader,
-        writes: mpsc::Sender<Write>,
-        settings: Settings,
-        targets: Arc<Targets>,
-    ) -> Option<Notifier> {
-        let tells = settings.smtp.is_some() || settings.webhook.is_some();
-        tells.then(|| Notifier { reader, writes, settings, targets, not_before: HashMap::new() })
+    /// A notifier over the ledger that `reader` reads.
+    pub fn new(reader: Reader, writes: mpsc::Sender<Write>, terms: watch::Receiver<Terms>) -> Notifier {
+        Notifier { reader, writes, terms, not_before: HashMap::new() }
     }
 
     /// Looks and tells until `stop`.
@@ -80,13 +82,17 @@ impl Notifier {
     }
 
     async fn look(&mut self) -> Result<()> {
+        let Terms { settings, targets } = self.terms.borrow().clone();
+        if settings.smtp.is_none() && settings.webhook.is_none() {
+            return Ok(());
+        }
         for (endpoint, lane) in self.reader.lanes()? {
             let is_waiting = self.not_before.get(&endpoint).is_some_and(|at| *at > Instant::now());
-            let troubles = troubles(&lane, Micros::now(), self.settings.after);
+            let troubles = troubles(&lane, Micros::now(), settings.after);
             if is_waiting || troubles.is_empty() {
                 continue;
             }
-            let target = match self.targets.endpoint(endpoint) {
+            let target = match targets.endpoint(endpoint) {
                 Some(target) => Some(target),
                 None => self.reader.endpoint(endpoint)?,
             };
@@ -99,17 +105,17 @@ impl Notifier {
                 pending: self.reader.pending(endpoint)?,
                 last_error: self.reader.last_error(&endpoint.to_string())?,
             };
-            self.tell(&notice, &lane).await;
+            self.tell(&settings, &notice, &lane).await;
         }
         Ok(())
     }
 
-    async fn tell(&mut self, notice: &Notice, lane: &LaneState) {
+    async fn tell(&mut self, settings: &Settings, notice: &Notice, lane: &LaneState) {
         let endpoint_id = notice.endpoint;
         let mut failed = false;
-        for result in [self.mail(notice).await, self.post(notice).await].into_iter().flatten() {
+        for result in [mail(settings, notice).await, post(settings, notice).await].into_iter().flatten() {
             if let Err(error) = result {
-                warn!(%endpoint_id, error, "nobody could be told of an endpoint's troubles: trying again in a minute");
+                OwnerUntold { endpoint_id: endpoint_id.to_string(), error }.tell();
                 failed = true;
             }
         }
@@ -117,28 +123,25 @@ impl Notifier {
             self.not_before.insert(endpoint_id, Instant::now() + AGAIN);
             return;
         }
-        info!(%endpoint_id, subject = notice.subject(), "told of an endpoint's troubles");
+        OwnerTold { endpoint_id: endpoint_id.to_string(), subject: notice.subject() }.tell();
         // When the writer is gone, it tells why itself.
         self.writes.send(Write::Notified(endpoint_id, Micros::now(), lane.dead)).await.ok();
     }
+}
 
-    /// `None` where there is nobody to write to.
-    async fn mail(&mut self, notice: &Notice) -> Option<Result<(), String>> {
-        let smtp = self.settings.smtp.as_ref()?;
-        let mut to = self.settings.to.clone();
-        if let Some(email) = notice.owner.email.as_ref().filter(|_| self.settings.organisations) {
-            match email.parse() {
-                Ok(mailbox) => to.push(mailbox),
-                Err(_) => warn!(
-                    endpoint_id = %notice.endpoint,
-                    "the organisation's webhook_notification_email is no address: correct it in Flagsmith"
-                ),
-            }
+/// `None` where there is nobody to write to.
+async fn mail(settings: &Settings, notice: &Notice) -> Option<Result<(), String>> {
+    let smtp = settings.smtp.as_ref()?;
+    let mut to = settings.to.clone();
+    if let Some(email) = notice.owner.email.as_ref().filter(|_| settings.organisations) {
+        match email.parse() {
+            Ok(mailbox) => to.push(mailbox),
+            Err(_) => OwnerUnknown { endpoint_id: notice.endpoint.to_string() }.tell(),
         }
-        if to.is_empty() { None } else { Some(smtp.send(notice, &to).await) }
     }
+    if to.is_empty() { None } else { Some(smtp.send(notice, &to).await) }
+}
 
-    async fn post(&mut self, notice: &Notice) -> Option<Result<(), String>> {
-        Some(self.settings.webhook.as_ref()?.send(notice).await)
-    }
+async fn post(settings: &Settings, notice: &Notice) -> Option<Result<(), String>> {
+    Some(settings.webhook.as_ref()?.send(notice).await)
 }

@@ -1,4 +1,4 @@
-//! The ops listener: metrics over HTTP, read-only. It lives as long as the process, so it answers also while the daemon waits for
+//! The ops listener: metrics, health and the status page over HTTP. It lives as long as the process, so it answers also while the daemon waits for
 //! room on its disk.
 
 use std::path::Path;
@@ -14,35 +14,65 @@ use axum::routing::get;
 use tokio::net::TcpListener;
 use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, error, info};
 
+use super::api::{self, Api};
+use super::desk::Desk;
+use super::door::Door;
 use super::metrics::{self, Facts, SourceFacts};
+use super::process;
+use super::sample::{History, Sampler};
+use super::{health, page};
 use crate::config::{Config, Mode};
 use crate::error::{Error, Result};
+use crate::fact::{LedgerUnread, MetricsUngathered, OpsAddressTaken, OpsEnded, OpsListening, ServerUnasked};
 use crate::ledger::{Ledger, Reader};
+use crate::pulse::Pulse;
 use crate::source::{connect, outbox_facts, slot_facts};
 
 /// How long the server may take to tell of slot or outbox; a scrape waits no longer for it.
 const SERVER_TELLS_WITHIN: Duration = Duration::from_secs(3);
 
 /// Listens where `ops.listen` says, until `stop`. An address that is taken is told and costs the metrics only.
-pub async fn serve(config: &Config, stop: CancellationToken) {
+pub async fn serve(config: &Config, desk: Arc<dyn Desk>, pulse: Arc<Pulse>, stop: CancellationToken) {
+    process::begin();
     let Some(addr) = config.ops_listen else { return };
     let listener = match TcpListener::bind(addr).await {
         Ok(listener) => listener,
         Err(error) => {
-            error!(%addr, %error, "there are no metrics: choose another address for ops.listen, or \"off\"");
+            OpsAddressTaken { addr: addr.to_string(), error: error.to_string() }.tell();
             return;
         }
     };
-    info!(%addr, "metrics are at /metrics");
-    // One scrape at a time: each reads through the ledger.
-    let config = Arc::new(Mutex::new(config.clone()));
-    let router = Router::new().route("/metrics", get(scrape)).with_state(config);
+    OpsListening { addr: addr.to_string() }.tell();
+    let router = metrics_router(config).merge(health::router(Arc::clone(&pulse))).merge(page_router(
+        config,
+        desk,
+        pulse,
+        stop.clone(),
+    ));
     let served = axum::serve(listener, router).with_graceful_shutdown(stop.cancelled_owned());
     if let Err(error) = served.await {
-        error!(%error, "the ops listener has ended");
+        OpsEnded { error: error.to_string() }.tell();
     }
+}
+
+fn metrics_router(config: &Config) -> Router {
+    // One scrape at a time: each reads through the ledger.
+    let config = Arc::new(Mutex::new(config.clone()));
+    Router::new().route("/metrics", get(scrape)).with_state(config)
+}
+
+/// Page and API, and whoever gathers what they show of the last hour.
+fn page_router(config: &Config, desk: Arc<dyn Desk>, pulse: Arc<Pulse>, stop: CancellationToken) -> Router {
+    if !config.status_page.is_served {
+        return page::closed();
+    }
+    let history = Arc::<History>::default();
+    let sampler = Sampler::new(config.clone(), Arc::clone(&pulse)).run(Arc::clone(&history));
+    tokio::spawn(stop.run_until_cancelled_owned(sampler));
+    let door = Door::new(config.status_page.hosts.clone(), config.status_page.token.clone());
+    let api = Arc::new(Api::new(door, desk, pulse, history));
+    page::router(Arc::clone(&api)).merge(api::router(api))
 }
 
 async fn scrape(State(config): State<Arc<Mutex<Config>>>) -> Response {
@@ -50,7 +80,7 @@ async fn scrape(State(config): State<Arc<Mutex<Config>>>) -> Response {
     match gather(&config).await.and_then(|facts| metrics::render(&facts)) {
         Ok(text) => ([(CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response(),
         Err(error) => {
-            error!(%error, "metrics cannot be gathered");
+            MetricsUngathered { error: error.to_string() }.tell();
             StatusCode::INTERNAL_SERVER_ERROR.into_response()
         }
     }
@@ -78,7 +108,7 @@ fn of_ledger(directory: &Path) -> Facts {
         })
     };
     let facts = read().unwrap_or_else(|error| {
-        debug!(%error, "the ledger cannot be read for metrics");
+        LedgerUnread { error: error.to_string() }.tell();
         Facts::default()
     });
     Facts { free_bytes, ..facts }
@@ -108,7 +138,7 @@ async fn in_time<T>(asking: impl Future<Output = Result<T>>) -> Option<T> {
     match tokio::time::timeout(SERVER_TELLS_WITHIN, asking).await {
         Ok(Ok(facts)) => Some(facts),
         Ok(Err(error)) => {
-            debug!(%error, "the server cannot be asked for metrics");
+            ServerUnasked { error: error.to_string() }.tell();
             None
         }
         Err(_) => None,

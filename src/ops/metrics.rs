@@ -1,7 +1,8 @@
-//! Metrics for Prometheus: what the ledger and the server say at the moment of the scrape, in OpenMetrics text.
+//! Metrics for Prometheus, in OpenMetrics text: what the ledger and the server say at the moment of the scrape, what the facts have
+//! counted since the start ([`meters`]), and the process.
 //!
-//! Nothing is counted on the way: every figure is read where it is durable, so it is right after a restart, and also while the
-//! daemon waits for room on its disk. URLs and secrets are in no label.
+//! What tells how things stand is read where it is durable, so it is right after a restart, and also while the daemon waits for
+//! room on its disk. URLs and secrets are in no label.
 
 use std::sync::atomic::AtomicU64;
 
@@ -9,10 +10,13 @@ use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 
+use super::process;
 use crate::error::{Error, Result};
 use crate::event::EndpointKey;
+use crate::fact::meters;
 use crate::ledger::{Counts, LaneState};
 use crate::source::{OutboxFacts, SlotFacts};
 
@@ -37,6 +41,12 @@ pub(super) struct Facts {
     pub(super) lanes: Vec<(EndpointKey, LaneState)>,
 }
 
+/// `pg_replication_slots.wal_status`
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct WalStatus {
+    status: String,
+}
+
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct Endpoint {
     endpoint: String,
@@ -50,26 +60,36 @@ struct Delivery {
 
 /// The facts as OpenMetrics text.
 pub(super) fn render(facts: &Facts) -> Result<String> {
-    let mut registry = Registry::with_prefix("flagpost");
+    let mut whole = Registry::default();
+    let registry = whole.sub_registry_with_prefix("flagpost");
     match &facts.source {
-        Some(SourceFacts::Slot(facts)) => slot(&mut registry, facts.as_ref()),
-        Some(SourceFacts::Outbox(facts)) => outbox(&mut registry, facts.as_ref()),
+        Some(SourceFacts::Slot(facts)) => slot(registry, facts.as_ref()),
+        Some(SourceFacts::Outbox(facts)) => outbox(registry, facts.as_ref()),
         None => {}
     }
-    gauge(&mut registry, "ledger_events", "Events on record", number(facts.events));
+    gauge(registry, "ledger_events", "Events on record", number(facts.events));
     gauge(
-        &mut registry,
+        registry,
         "ledger_used_bytes",
         "Bytes of the ledger that hold something",
         number(facts.ledger_bytes),
     );
     let free = number(facts.free_bytes);
-    gauge(&mut registry, "ledger_disk_free_bytes", "Bytes that are free on the disk of the ledger", free);
-    deliveries(&mut registry, &facts.counts);
-    lanes(&mut registry, &facts.lanes);
+    gauge(registry, "ledger_disk_free_bytes", "Bytes that are free on the disk of the ledger", free);
+    deliveries(registry, &facts.counts);
+    lanes(registry, &facts.lanes);
+    build(registry);
+    meters().register(registry);
+    process::register(&mut whole);
     let mut text = String::new();
-    encode(&mut text, &registry).map_err(|e| Error::internal(format!("metrics cannot be written: {e}")))?;
+    encode(&mut text, &whole).map_err(|e| Error::internal(format!("metrics cannot be written: {e}")))?;
     Ok(text)
+}
+
+/// Which flagpost this is.
+fn build(registry: &mut Registry) {
+    let info = Info::new([("version", env!("CARGO_PKG_VERSION"))]);
+    registry.register("build", "Which flagpost this is", info);
 }
 
 fn slot(registry: &mut Registry, slot: Option<&SlotFacts>) {
@@ -81,6 +101,19 @@ fn slot(registry: &mut Registry, slot: Option<&SlotFacts>) {
     gauge(registry, "wal_held_bytes", "Bytes of its log that the server keeps for the slot", held);
     let lag = slot.and_then(|slot| slot.lag_bytes);
     gauge(registry, "lag_bytes", "Bytes of log that were written and are not confirmed", lag);
+    let Some(slot) = slot else { return };
+    if let Some(seconds) = slot.lag_seconds() {
+        let gauge = Gauge::<f64, AtomicU64>::default();
+        gauge.set(seconds);
+        registry.register("lag_seconds", "For how long they have been written", gauge);
+    }
+    let family = Family::<WalStatus, Gauge>::default();
+    family.get_or_create(&WalStatus { status: slot.wal_status.clone() }).set(1);
+    registry.register(
+        "slot_wal_status",
+        "1 for what the server says of the log that the slot needs: reserved, extended, unreserved or lost",
+        family,
+    );
 }
 
 fn outbox(registry: &mut Registry, outbox: Option<&OutboxFacts>) {

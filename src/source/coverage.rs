@@ -10,7 +10,6 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
-use tracing::warn;
 
 use super::catalog::Catalog;
 use super::conn_info::ConnInfo;
@@ -19,6 +18,7 @@ use super::publication::Publication;
 use super::sql::connect;
 use crate::change::Lsn;
 use crate::error::{Error, Kind, Policy, RECOVER, Result};
+use crate::fact::CoverageUnknown;
 
 /// Between two looks while positions wait to be confirmed: one short query.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
@@ -69,7 +69,7 @@ impl Coverage {
                 }
                 Err(error) if error.kind().policy() == Policy::Stop => return Err(error),
                 Err(error) => {
-                    warn!(%error, "whether the source still has everything cannot be told: nothing is confirmed until it can");
+                    CoverageUnknown { error: error.to_string() }.tell();
                     let wait = retry;
                     retry = (retry * 2).min(LAST_RETRY);
                     wait

@@ -3,12 +3,13 @@
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
 
 use super::follow::{Follow, Following};
 use super::outbox::{Reader, Reading};
 use super::stream::Channels;
 use crate::error::{Error, Policy, Result};
+use crate::fact::{SourceBack, SourceDown};
+use crate::pulse::Pulse;
 
 /// Between two tries to connect: doubled from the first to the last.
 const FIRST_WAIT: Duration = Duration::from_millis(200);
@@ -53,6 +54,7 @@ impl Feed {
                 }
                 Err(error) => error,
             };
+            self.pulse().source_closed(&error);
             give_up_or_warn(&error, FIRST_WAIT)?;
             let mut wait = FIRST_WAIT;
             loop {
@@ -64,6 +66,7 @@ impl Feed {
                     result = self.reopen() => match result {
                         Ok(()) => break,
                         Err(error) => {
+                            self.pulse().source_closed(&error);
                             wait = (wait * 2).min(LAST_WAIT);
                             give_up_or_warn(&error, wait)?;
                         }
@@ -71,7 +74,14 @@ impl Feed {
                     () = stop.cancelled() => return Ok(None),
                 }
             }
-            info!("the source is open again");
+            SourceBack {}.tell();
+        }
+    }
+
+    fn pulse(&self) -> &Pulse {
+        match self {
+            Feed::Replication(following) => following.pulse(),
+            Feed::Outbox(reader) => reader.pulse(),
         }
     }
 
@@ -110,7 +120,7 @@ fn give_up_or_warn(error: &Error, wait: Duration) -> Result<()> {
         Policy::Stop => Err(Error::new(error.kind(), error.to_string())),
         Policy::Retry => {
             let retry_in_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
-            warn!(%error, retry_in_ms, "the source is down: connecting again");
+            SourceDown { error: error.to_string(), retry_in_ms }.tell();
             Ok(())
         }
     }

@@ -11,6 +11,7 @@ use super::replication::{Names, Replication};
 use super::stream::{Channels, Stream};
 use crate::change::Lsn;
 use crate::error::{Error, Kind, RECOVER, Result};
+use crate::pulse::Pulse;
 
 /// The stream that is to be followed.
 #[derive(Debug, Clone)]
@@ -41,6 +42,11 @@ impl Following {
     pub async fn open(follow: Follow, channels: Channels) -> Result<Following> {
         let stream = try_open(&follow, follow.from, &channels).await?;
         Ok(Following { follow, channels, stream: Some(stream) })
+    }
+
+    /// What is told of the source.
+    pub fn pulse(&self) -> &Pulse {
+        &self.channels.pulse
     }
 
     /// See [`Stream::run`].

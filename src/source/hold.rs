@@ -10,13 +10,16 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, error, info, warn};
 
 use super::conn_info::ConnInfo;
 use super::observe::{SlotFacts, slot_facts};
 use super::replication::Replication;
 use super::sql::connect;
 use crate::error::Result;
+use crate::fact::{
+    SlotUnseen, WalExtended, WalHeldFine, WalHeldHigh, WalHeldLess, WalHeldOver, WalLost, WalReserved,
+    WalUnreserved,
+};
 
 /// Between two looks: one short query.
 const LOOK: Duration = Duration::from_secs(10);
@@ -100,7 +103,7 @@ impl Hold {
                 Some(Ok(Some(facts))) => self.note(&facts),
                 // None yet, or it is gone: who reads it tells.
                 Some(Ok(None)) => {}
-                Some(Err(error)) => debug!(%error, "the slot could not be looked at"),
+                Some(Err(error)) => SlotUnseen { error: error.to_string() }.tell(),
             }
             let wait = if self.seen.level == Level::Fine { LOOK } else { CLOSE_LOOK };
             if stop.run_until_cancelled(tokio::time::sleep(wait)).await.is_none() {
@@ -133,64 +136,32 @@ impl Hold {
     }
 
     fn tell_level(&self, level: Level, before: Level, wal_held_bytes: i64) {
-        let (slot, max_retained_wal) = (&self.slot, self.limit.bytes);
+        let (slot, max_retained_wal) = (self.slot.clone(), self.limit.bytes);
         match level {
-            Level::Fine => {
-                info!(
-                    slot,
-                    wal_held_bytes, max_retained_wal, "the server keeps little of its log for the slot again"
-                );
-            }
+            Level::Fine => WalHeldFine { slot, wal_held_bytes, max_retained_wal }.tell(),
             Level::High if before == Level::Over => {
-                info!(
-                    slot,
-                    wal_held_bytes,
-                    max_retained_wal,
-                    "the server keeps less of its log for the slot than it may"
-                );
+                WalHeldLess { slot, wal_held_bytes, max_retained_wal }.tell();
             }
-            Level::High => warn!(
-                slot,
-                wal_held_bytes,
-                max_retained_wal,
-                "the server keeps more than half of source.max_retained_wal of its log for the slot: see what flagpost waits for \
-                 with \"flagpost status\""
-            ),
-            Level::Over => error!(
-                slot,
-                wal_held_bytes,
-                max_retained_wal,
-                action = if self.limit.gives_up { "drop-slot, if flagpost cannot get on" } else { "warn" },
-                "the server keeps more than source.max_retained_wal of its log for the slot, and its disk may fill up: see what \
-                 flagpost waits for with \"flagpost status\""
-            ),
+            Level::High => WalHeldHigh { slot, wal_held_bytes, max_retained_wal }.tell(),
+            Level::Over => {
+                let action =
+                    if self.limit.gives_up { "drop-slot, if flagpost cannot get on" } else { "warn" };
+                WalHeldOver { slot, wal_held_bytes, max_retained_wal, action }.tell();
+            }
         }
     }
 
     fn tell_status(&self, facts: &SlotFacts) {
-        let (slot, wal_held_bytes, safe_wal_bytes) = (&self.slot, facts.retained_bytes, facts.safe_bytes);
-        let reason = facts.invalidation.as_deref();
+        let slot = self.slot.clone();
+        let (wal_held_bytes, safe_wal_bytes) = (facts.retained_bytes, facts.safe_bytes);
         match facts.wal_status.as_str() {
-            "reserved" => info!(slot, wal_held_bytes, "the slot's log is within max_wal_size again"),
-            "extended" => warn!(
-                slot,
-                wal_held_bytes,
-                safe_wal_bytes,
-                "the server keeps more of its log for the slot than max_wal_size (wal_status extended)"
-            ),
-            "unreserved" => error!(
-                slot,
-                wal_held_bytes,
-                safe_wal_bytes,
-                "the server gives the slot's log up at its next checkpoint (wal_status unreserved, max_slot_wal_keep_size): let \
-                 flagpost catch up, or raise max_slot_wal_keep_size now"
-            ),
-            status => error!(
-                slot,
-                wal_status = status,
-                reason,
-                "the server has given the slot's log up: what changed since is to be recovered with \"flagpost recover\""
-            ),
+            "reserved" => WalReserved { slot, wal_held_bytes }.tell(),
+            "extended" => WalExtended { slot, wal_held_bytes, safe_wal_bytes }.tell(),
+            "unreserved" => WalUnreserved { slot, wal_held_bytes, safe_wal_bytes }.tell(),
+            status => {
+                let reason = facts.invalidation.clone();
+                WalLost { slot, wal_status: status.to_owned(), reason }.tell();
+            }
         }
     }
 }

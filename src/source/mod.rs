@@ -10,6 +10,7 @@ mod conn_info;
 mod coverage;
 mod feed;
 mod follow;
+mod health;
 mod hold;
 mod observe;
 mod outbox;
@@ -32,6 +33,11 @@ pub use conn_info::{ConnInfo, Host, SslMode};
 pub use coverage::{Coverage, Covering};
 pub use feed::{Feed, Origin};
 pub use follow::Follow;
+pub use health::{
+    Aged, OwnCalls, RoleFacts, SessionFacts, SlotCost, TlsFacts, all_slots, filtered_tables, migrations,
+    open_transactions, own_calls, prepared_transactions, role_facts, session_facts, settings, slot_cost,
+    tls_facts, unread_slots,
+};
 pub use hold::{Hold, Level, Limit, give_up_slot};
 pub use observe::{
     Identity, Listener, Quota, ServerFacts, SlotFacts, has_publication, listeners, server_facts, server_port,

@@ -163,6 +163,11 @@ impl SlotFacts {
         self.plugin == super::PLUGIN && self.database == info.database
     }
 
+    /// How long nobody has read it; `None` while somebody does, and where the server does not tell (before version 17).
+    pub fn inactive_seconds(&self) -> Option<f64> {
+        self.inactive_seconds.filter(|_| self.active_pid.is_none())
+    }
+
     /// How far confirmation is behind, in seconds: nothing where all is confirmed; while the slot is read, the server's
     /// `flush_lag` (from writing the log to our confirmation); else since when nobody reads it. `None` where the server
     /// does not tell (`flush_lag` needs `pg_read_all_stats`, `inactive_since` PostgreSQL 17).
@@ -316,14 +321,27 @@ pub struct Listener {
     pub url: String,
     /// Whether it wants webhooks.
     pub enabled: bool,
+    /// The environment or the organisation that it belongs to.
+    pub owner: i64,
+    /// Whether calls are signed.
+    pub has_secret: bool,
 }
 
 /// The endpoints as they are in the database now.
 pub async fn listeners(client: &Client, info: &ConnInfo, catalog: &Catalog) -> Result<Vec<Listener>> {
     let mut all = Vec::new();
-    for table in [Table::EnvironmentWebhook, Table::OrganisationWebhook] {
+    for (table, owner) in
+        [(Table::EnvironmentWebhook, "environment_id"), (Table::OrganisationWebhook, "organisation_id")]
+    {
+        // Old versions of Flagsmith sign nothing.
+        let is_signed = if catalog.columns(table).contains(&"secret") {
+            "coalesce(secret::text, '') <> ''"
+        } else {
+            "false"
+        };
         let statement = format!(
-            "SELECT id::bigint, coalesce(url::text, ''), coalesce(enabled, false) FROM {} ORDER BY id",
+            "SELECT id::bigint, coalesce(url::text, ''), coalesce(enabled, false), coalesce({owner}, 0)::bigint, {is_signed}
+             FROM {} ORDER BY id",
             table_name(&catalog.schema, table)
         );
         let rows = client.query_typed(&statement, &[]).await;
@@ -333,6 +351,8 @@ pub async fn listeners(client: &Client, info: &ConnInfo, catalog: &Catalog) -> R
             id: row.get(0),
             url: row.get(1),
             enabled: row.get(2),
+            owner: row.get(3),
+            has_secret: row.get(4),
         }));
     }
     Ok(all)

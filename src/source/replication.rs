@@ -5,12 +5,12 @@
 use std::time::Duration;
 
 use tokio::time::Instant;
-use tracing::info;
 
 use super::conn_info::ConnInfo;
 use super::wire::{TextRow, Wire};
 use crate::change::Lsn;
 use crate::error::{Error, Kind, RECOVER, Result};
+use crate::fact::SlotBusy;
 
 /// The slot, the publication and the schema that changes are read from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -177,7 +177,7 @@ impl Replication {
                     ),
                 ));
             }
-            info!(slot = name, pid, "the replication slot is still in use: waiting for it");
+            SlotBusy { slot: name.to_owned(), pid }.tell();
             tokio::time::sleep(SLOT_POLL).await;
         }
     }

@@ -13,12 +13,12 @@ use tokio::sync::Notify;
 use tokio_postgres::config::{SslMode as ClientSslMode, SslNegotiation};
 use tokio_postgres::tls::{ChannelBinding, TlsConnect, TlsStream};
 use tokio_postgres::{AsyncMessage, Client, Config, Connection, NoTls};
-use tracing::debug;
 
 use super::conn_info::ConnInfo;
 use super::refusal::refusal;
 use super::transport::Transport;
 use crate::error::{Error, Kind, Result};
+use crate::fact::{ServerSays, SqlEnded};
 
 /// Text forms must not depend on the server's or the role's settings: a mirror row filled by SQL and one that came with the
 /// stream are compared.
@@ -93,11 +93,11 @@ where
     while let Some(message) = poll_fn(|context| connection.poll_message(context)).await {
         match message {
             Ok(AsyncMessage::Notification(_)) => notified.notify_one(),
-            Ok(AsyncMessage::Notice(notice)) => debug!(notice = notice.message(), "the server says"),
+            Ok(AsyncMessage::Notice(notice)) => ServerSays { notice: notice.message().to_owned() }.tell(),
             Ok(_) => {}
             // Whoever uses the client gets the error too; here it is only worth a trace.
             Err(error) => {
-                debug!(%error, "an SQL connection ended");
+                SqlEnded { error: error.to_string() }.tell();
                 return;
             }
         }

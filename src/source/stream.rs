@@ -5,6 +5,7 @@
 //! confirming (PITFALLS 6); a keepalive's position is handed on in its place between the transactions, so that it becomes
 //! durable after everything before it (PITFALLS 2).
 
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,6 +21,7 @@ use super::replication::{Names, Replication};
 use super::wire::{Frame, Wire};
 use crate::change::{Lsn, Micros, Transaction};
 use crate::error::{Error, Kind, Result};
+use crate::pulse::Pulse;
 
 /// The server is told where we are at least this often, and four times within its `wal_sender_timeout` (by default a
 /// minute), after which it gives a silent session up.
@@ -27,8 +29,12 @@ const STATUS_INTERVAL: Duration = Duration::from_secs(5);
 /// After a commit became durable it is confirmed at once, but not more often than this.
 const CONFIRM_INTERVAL: Duration = Duration::from_millis(50);
 /// A server that says nothing for so long is gone, also if its host still acknowledges what we send: as long as PostgreSQL's own
-/// subscribers wait (`wal_receiver_timeout`, by default a minute). After half of it we ask.
+/// subscribers wait (`wal_receiver_timeout`, by default a minute).
 const SILENCE: Duration = Duration::from_secs(60);
+/// Well before that it is told as not there ([`Pulse`]): after as long as the server itself waits for us, between these.
+const QUIET: RangeInclusive<Duration> = Duration::from_secs(5)..=Duration::from_secs(30);
+/// We ask a server that says nothing, which it may have no reason to, so often within that time.
+const ASKS: u32 = 3;
 /// Between two requests for a keepalive while the end is waited for.
 const ASK_FOR_END: Duration = Duration::from_millis(50);
 /// Unit of [`Channels::budget`], in bytes.
@@ -84,13 +90,21 @@ pub struct Channels {
     pub durable: watch::Receiver<Lsn>,
     /// Asks the server for a keepalive: proof of silence.
     pub probe: Arc<Notify>,
+    /// Is told whether the source is open and what was last heard of it.
+    pub pulse: Arc<Pulse>,
 }
 
 impl Channels {
     /// What is brought goes to `out`; `durable` tells what may be confirmed.
     pub fn new(out: mpsc::Sender<Delivery>, durable: watch::Receiver<Lsn>) -> Channels {
         let (budget, probe) = (Arc::new(Semaphore::new(BUDGET)), Arc::new(Notify::new()));
-        Channels { out, budget, durable, probe }
+        Channels { out, budget, durable, probe, pulse: Arc::default() }
+    }
+
+    /// Tells this pulse of the source.
+    pub fn with_pulse(mut self, pulse: Arc<Pulse>) -> Channels {
+        self.pulse = pulse;
+        self
     }
 }
 
@@ -104,6 +118,8 @@ pub struct Stream {
     /// The server's position when we connected.
     goal: Lsn,
     status_interval: Duration,
+    /// A server that is well is heard of within this time.
+    quiet: Duration,
     /// What the server has sent.
     received: Lsn,
     /// End of the last transaction that was handed on: where the next session goes on.
@@ -132,6 +148,8 @@ impl Stream {
             names.slot, names.publication
         );
         wire.start_copy(&format!("reading replication slot {:?}", names.slot), &command).await?;
+        let quiet = server.sender_timeout.unwrap_or(Duration::MAX).clamp(*QUIET.start(), *QUIET.end());
+        channels.pulse.source_opened(quiet);
         Ok(Stream {
             wire,
             assembler: Assembler::new(catalog, server.next_xid),
@@ -141,6 +159,7 @@ impl Stream {
             status_interval: server
                 .sender_timeout
                 .map_or(STATUS_INTERVAL, |timeout| STATUS_INTERVAL.min(timeout / 4)),
+            quiet,
             received: from,
             handed_on: from,
             confirmed: Lsn::default(),
@@ -198,7 +217,7 @@ impl Stream {
                 format!("the server has said nothing for {} s: check that it is up", silence.as_secs()),
             ));
         }
-        self.status(silence >= SILENCE / 2).await
+        self.status(silence >= self.quiet / ASKS).await
     }
 
     /// Nothing more is handed on, so whoever takes what the stream brings comes to its end. The session stays open: what
@@ -229,6 +248,7 @@ impl Stream {
         let goes_on = self.take(frame, stop).await;
         // While we waited for room we did not listen.
         self.last_heard = Instant::now();
+        self.channels.pulse.source_heard();
         goes_on
     }
 

@@ -69,6 +69,14 @@ impl Transport {
         end_point(session.peer_certificates()?.first()?)
     }
 
+    /// When the server's certificate expires, in seconds since 1970; `None` without TLS.
+    pub(super) fn certificate_expires_at(&self) -> Option<i64> {
+        let Transport::Tls(tls) = self else { return None };
+        let (_, session) = tls.get_ref();
+        let certificate = Certificate::from_der(session.peer_certificates()?.first()?).ok()?;
+        i64::try_from(certificate.tbs_certificate.validity.not_after.to_unix_duration().as_secs()).ok()
+    }
+
     pub(crate) fn is_encrypted(&self) -> bool {
         matches!(self, Transport::Tls(_))
     }

@@ -3,18 +3,31 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-const VOCABULARY: [&str; 3] = ["change", "schema", "error"];
+const VOCABULARY: [&str; 5] = ["change", "schema", "error", "fact", "pulse"];
 
 /// They put the parts together and may import anything.
-const WIRING: [&str; 10] =
-    ["baseline", "capture", "cli", "daemon", "demo", "housekeeping", "prepare", "recover", "room", "shadow"];
+const WIRING: [&str; 11] = [
+    "baseline",
+    "capture",
+    "cli",
+    "daemon",
+    "demo",
+    "housekeeping",
+    "prepare",
+    "recover",
+    "reload",
+    "room",
+    "shadow",
+];
 
 /// What each stage may import besides the vocabulary and itself, from left to right. `config` names the types that a key is
 /// parsed into, so it stands to the right of the stages, and no stage reads it.
-const ALLOWED: [(&str, &[&str]); 11] = [
+const ALLOWED: [(&str, &[&str]); 13] = [
     ("change", &[]),
+    ("fact", &[]),
     ("schema", &[]),
     ("error", &[]),
+    ("pulse", &[]),
     ("source", &[]),
     ("mirror", &[]),
     ("event", &["mirror"]),

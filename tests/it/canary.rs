@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use flagpost::demo::cluster::{Auth, Cluster};
 use flagpost::demo::receiver::{Answer, Receiver};
 
+use crate::check::contents;
 use crate::cli::flagsmith;
 use crate::delivery::PATIENCE;
 use crate::support::process::{Daemon, Installation};
@@ -14,6 +15,8 @@ use crate::support::{Source, on_both_sources};
 
 /// Every secret holds this word, and nothing else does.
 const CANARY: &str = "CANARY";
+/// What is no secret, and none of the business of whoever reads a bug report: values of flags, paths of URLs, what endpoints answer.
+const PRIVATE: &str = "PRIVATE-MATTER";
 
 /// Ways in which a secret could be written: as it is, percent-encoded, in Base64 at each of the three alignments, in hexadecimal.
 fn disguises() -> Vec<Vec<u8>> {
@@ -47,6 +50,42 @@ fn the_canary_is_found_in_every_disguise() {
     assert!(leak_in(b"nothing").is_none());
 }
 
+/// A bug report of this installation, with a log in which somebody has written every secret.
+async fn bug_report_holds_nothing(installation: &Installation, log: &Path, folder: &Path) {
+    let leaky = folder.join("leaky.log");
+    let mut text = std::fs::read_to_string(log).unwrap();
+    for secret in [
+        "CANARY-database",
+        "CANARY-environment-2",
+        "CANARY-environment-1",
+        "CANARY-new",
+        "CANARY-smtp",
+        "CANARY-alerts",
+        "CANARY-query",
+        "CANARY%2Dnew",
+        "CANARY no url at all",
+        "https://CANARY:CANARY@example.com/PRIVATE-MATTER?CANARY#CANARY",
+    ] {
+        text += &format!("2026-11-25T00:00:00Z  WARN flagpost: it says {secret}, and goes on\n");
+    }
+    text += "2026-11-25T00:00:00Z TRACE hyper: PRIVATE-MATTER\n";
+    std::fs::write(&leaky, text).unwrap();
+    let out = folder.join("report.tar");
+    let arguments =
+        ["bugreport", "--out", out.to_str().unwrap(), "--log", leaky.to_str().unwrap(), "--lines", "100000"];
+    installation.run(&arguments).await.success();
+    let bytes = std::fs::read(&out).unwrap();
+    assert_eq!(leak_in(&bytes), None, "in the bug report");
+    for (name, text) in contents(&out) {
+        assert!(!text.contains(PRIVATE), "in {name} of the bug report: {text}");
+        assert!(text.len() > 10, "{name} is empty");
+        if name == "log.txt" {
+            assert!(text.contains("it says [secret], and goes on"), "the log is not in it");
+            assert!(text.contains("it says https://example.com/…"), "the log is cut");
+        }
+    }
+}
+
 on_both_sources!(no_secret_is_in_logs_errors_the_ledger_or_what_a_command_says);
 
 async fn no_secret_is_in_logs_errors_the_ledger_or_what_a_command_says(source: Source) {
@@ -66,7 +105,7 @@ async fn no_secret_is_in_logs_errors_the_ledger_or_what_a_command_says(source: S
          INSERT INTO environments_webhook SELECT (jsonb_populate_record(w, jsonb_build_object(
              'id', 92, 'url', 'http://u:CANARY@10.0.0.1/?CANARY'))).* FROM environments_webhook w WHERE w.id = 2;
          INSERT INTO environments_webhook SELECT (jsonb_populate_record(w, jsonb_build_object(
-             'id', 93, 'url', 'http://u:CANARY@no-such-host.invalid/?CANARY'))).* FROM environments_webhook w WHERE w.id = 2";
+             'id', 93, 'url', 'http://u:CANARY@no-such-host.invalid/PRIVATE-MATTER?CANARY'))).* FROM environments_webhook w WHERE w.id = 2";
     client.batch_execute(with_secrets).await.unwrap();
     let folder = tempfile::tempdir().unwrap();
     let log = folder.path().join("log");
@@ -89,10 +128,10 @@ async fn no_secret_is_in_logs_errors_the_ledger_or_what_a_command_says(source: S
     let mut said = Vec::new();
     said.push(installation.run(&["setup"]).await);
     let daemon = Daemon::start(&installation).await;
-    receiver.answer("/dev-plain?token=CANARY-query", Answer::status(500));
+    receiver.answer("/dev-plain?token=CANARY-query", Answer::status(500).body("PRIVATE-MATTER"));
     let change = |n: u32| {
         format!(
-            "UPDATE features_featurestatevalue SET type = 'unicode', string_value = 'v{n}' WHERE feature_state_id = 1"
+            "UPDATE features_featurestatevalue SET type = 'unicode', string_value = 'PRIVATE-MATTER-v{n}' WHERE feature_state_id = 1"
         )
     };
     client.batch_execute(&change(1)).await.unwrap();
@@ -131,6 +170,7 @@ async fn no_secret_is_in_logs_errors_the_ledger_or_what_a_command_says(source: S
         installation.run(&["show", &newest]).await,
         installation.run(&["show", &newest, "--json"]).await,
     ]);
+    bug_report_holds_nothing(&installation, &log, folder.path()).await;
     let metrics = installation.metrics().await;
     assert!(metrics.contains("flagpost_deliveries"), "{metrics}");
     // The database goes away, and comes back with another password.

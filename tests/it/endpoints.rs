@@ -1,7 +1,6 @@
 //! Endpoints beside the database's, and single ones that are called in a way of their own: filters, headers, Basic auth, TLS; told
 //! where they belong, and their secrets nowhere.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -27,15 +26,15 @@ const CHANGES: [&str; 3] = [
      VALUES ((SELECT max(id) + 1 FROM audit_auditlog), now(), 'by hand', 2, 1, false)",
 ];
 
-struct Scene {
+pub(crate) struct Scene {
     client: Client,
-    receiver: Receiver,
-    installation: Installation,
+    pub(crate) receiver: Receiver,
+    pub(crate) installation: Installation,
     _cluster: Cluster,
 }
 
 impl Scene {
-    async fn new() -> Scene {
+    pub(crate) async fn new() -> Scene {
         let cluster = Cluster::start(cluster_options()).await.unwrap();
         let receiver = Receiver::start(0).unwrap();
         let client = flagsmith(&cluster, receiver.addr()).await;
@@ -49,7 +48,7 @@ impl Scene {
     }
 
     /// Writes the configuration; `RECEIVER` is the receiver's address, `DIR` the installation's folder.
-    fn configure(&self, toml: &str) {
+    pub(crate) fn configure(&self, toml: &str) {
         let folder = self.installation.folder();
         let toml = toml.replace("RECEIVER", &self.receiver.addr().to_string());
         std::fs::write(folder.join("flagpost.toml"), toml.replace("DIR", folder.to_str().unwrap())).unwrap();
@@ -74,7 +73,7 @@ impl Scene {
         }
     }
 
-    async fn sql(&self, sql: &str) {
+    pub(crate) async fn sql(&self, sql: &str) {
         self.client.batch_execute(sql).await.unwrap();
     }
 
@@ -98,7 +97,7 @@ impl Scene {
         }
     }
 
-    async fn wait_for(&self, path: &str, count: usize) -> Vec<Received> {
+    pub(crate) async fn wait_for(&self, path: &str, count: usize) -> Vec<Received> {
         let all = self.receiver.wait_for(|all| at(all, path).len() >= count, PATIENCE).await;
         at(&all.unwrap_or_else(|all| panic!("{path} got {} of {count}", at(&all, path).len())), path)
     }
@@ -465,8 +464,9 @@ async fn an_endpoint_can_have_a_time_of_its_own() {
 }
 
 #[test]
-fn the_readme_names_what_endpoints_can_have() {
-    let readme = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).unwrap();
+fn the_documents_name_what_endpoints_can_have() {
+    let documents =
+        [include_str!("../../docs/endpoints.md"), include_str!("../../docs/configuration.md")].concat();
     for key in [
         "`tags`",
         "network.https_only",
@@ -475,6 +475,6 @@ fn the_readme_names_what_endpoints_can_have() {
         "`client_certificate`",
         "`secret_file`",
     ] {
-        assert!(readme.contains(key), "README.md does not name {key}");
+        assert!(documents.contains(key), "docs/endpoints.md and docs/configuration.md do not name {key}");
     }
 }

@@ -296,6 +296,9 @@ async fn a_full_disk_stops_the_reading_loses_nothing_and_goes_on_by_itself() {
     let metrics = s.installation.metrics().await;
     assert!(figure(&metrics, "flagpost_wal_held_bytes") > 1000, "{metrics}");
     assert_eq!(figure(&metrics, "flagpost_slot_active"), 0, "{metrics}");
+    let (code, text) = s.installation.ops("/readyz").await;
+    assert!(code == 503 && text.contains("daemon: there is no room"), "{code} {text}");
+    assert_eq!(s.installation.ops("/livez").await.0, 200);
     let is_behind: bool = s.client.query_one(slot, &[]).await.unwrap().get(0);
     assert!(is_behind, "confirmed although it could not be written");
     // It waits, it does not try in vain again and again.
@@ -311,5 +314,6 @@ async fn a_full_disk_stops_the_reading_loses_nothing_and_goes_on_by_itself() {
     let expected: Vec<String> = std::iter::once("before".to_owned()).chain(values).collect();
     assert_eq!(came.len(), expected.len());
     assert_eq!(came, expected);
+    assert_eq!(s.installation.ops("/readyz").await.0, 200);
     daemon.terminate().await.success();
 }

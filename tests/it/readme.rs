@@ -1,4 +1,4 @@
-//! README's table "What happens when the endpoint …": every row of it is made to happen, and nothing else stands in it.
+//! The table "What happens when the endpoint …" of docs/endpoints.md: every row of it is made to happen, and nothing else stands in it.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -11,10 +11,10 @@ use crate::delivery::{PATIENCE, Scene};
 use crate::support::process::Daemon;
 use crate::support::raw::{Issuer, Peer, Raw, server};
 
-/// README's rows: the endpoint's side, and the first word in bold of what becomes of its delivery.
+/// The table's rows: the endpoint's side, and the first word in bold of what becomes of its delivery.
 fn rows() -> Vec<(String, String)> {
-    let readme = include_str!("../../README.md");
-    let (_, after) = readme.split_once("| the endpoint … | its delivery is … |").unwrap();
+    let document = include_str!("../../docs/endpoints.md");
+    let (_, after) = document.split_once("| the endpoint … | its delivery is … |").unwrap();
     let table = after.lines().skip(1).skip_while(|line| line.starts_with("| ---"));
     let lines = table.take_while(|line| line.starts_with('|'));
     lines
@@ -137,9 +137,9 @@ async fn what_happens_when_the_endpoint_is_as_the_table_says() {
     let s = s.with("FLAGPOST_DELIVERY_RETRY", "1h").with("FLAGPOST_DELIVERY_TIMEOUT", "1s");
     let scenes = one_call(&s).await;
     let known: Vec<&str> = scenes.iter().map(|(row, _)| *row).collect();
-    let mut of_readme: Vec<&str> = rows.keys().map(String::as_str).collect();
-    of_readme.sort_unstable_by_key(|row| known.iter().position(|k| k == row));
-    assert_eq!(of_readme, known, "README's rows and what this test makes happen");
+    let mut told: Vec<&str> = rows.keys().map(String::as_str).collect();
+    told.sort_unstable_by_key(|row| known.iter().position(|k| k == row));
+    assert_eq!(told, known, "the table's rows and what this test makes happen");
 
     let key = |index: usize| EndpointKey::Environment(200 + i64::try_from(index).unwrap());
     for (index, (_, url)) in scenes.iter().enumerate() {

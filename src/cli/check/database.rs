@@ -2,10 +2,11 @@
 
 use tokio_postgres::Client;
 
+use super::code::Code;
 use super::ledger::Found;
 use super::mode::{STANDBY_DECODES, Verdict};
 use super::replication;
-use super::report::{Group, Report};
+use super::report::Report;
 use crate::config::{Config, Mode};
 use crate::error::{Kind, Result};
 use crate::source::{
@@ -40,25 +41,25 @@ pub(super) async fn check(config: &Config, ledger: Option<&Found>, report: &mut 
     let client = match connect(&config.database).await {
         Ok(client) => client,
         Err(error) => {
-            report.error(Group::Database, "connect", &error);
+            report.error(Code::Connect, &error);
             return None;
         }
     };
     let facts = match server_facts(&client, &config.database).await {
         Ok(facts) => facts,
         Err(error) => {
-            report.error(Group::Database, "settings", &error);
+            report.error(Code::Settings, &error);
             return None;
         }
     };
-    report.ok(Group::Database, "connect", format!("{} as {}", config.database.shown(), config.database.user));
+    report.ok(Code::Connect, format!("{} as {}", config.database.shown(), config.database.user));
     if !check_version(&facts, report) {
         return None;
     }
     let slot = match slot_facts(&client, &config.database, &config.names.slot).await {
         Ok(slot) => slot,
         Err(error) => {
-            report.error(Group::Replication, "slot", &error);
+            report.error(Code::Slot, &error);
             return None;
         }
     };
@@ -66,7 +67,7 @@ pub(super) async fn check(config: &Config, ledger: Option<&Found>, report: &mut 
     let verdict = match verdict(config, &client, &facts, slot.as_ref(), pooling).await {
         Ok(verdict) => verdict,
         Err(error) => {
-            report.error(Group::Database, "source-mode", &error);
+            report.error(Code::SourceMode, &error);
             return None;
         }
     };
@@ -103,15 +104,14 @@ fn check_version(facts: &ServerFacts, report: &mut Report) -> bool {
     let version = &facts.version_text;
     if facts.version < OLDEST {
         report.fail(
-            Group::Database,
-            "server-version",
+            Code::ServerVersion,
             Kind::DatabaseRefuses,
             format!("PostgreSQL {version}: flagpost needs version 14 or later"),
             "upgrade the server",
         );
         return false;
     }
-    report.ok(Group::Database, "server-version", format!("PostgreSQL {version}"));
+    report.ok(Code::ServerVersion, format!("PostgreSQL {version}"));
     true
 }
 
@@ -126,31 +126,24 @@ fn check_standby(mode: Mode, facts: &ServerFacts, report: &mut Report) {
         }
         Mode::Replication => {
             return report.warn(
-                Group::Database,
-                "standby",
+                Code::Standby,
                 "the server is a standby: publication and slot must be made elsewhere, and the slot ends with a promotion",
                 "give database.url the primary's host",
             );
         }
     };
-    report.fail(
-        Group::Database,
-        "standby",
-        Kind::DatabaseRefuses,
-        why,
-        "give database.url the primary's host",
-    );
+    report.fail(Code::Standby, Kind::DatabaseRefuses, why, "give database.url the primary's host");
 }
 
 async fn check_pooler(config: &Config, client: &Client, report: &mut Report) -> Pooling {
-    let (group, code) = (Group::Database, "pooler");
+    let code = Code::Pooler;
     match has_transaction_pooler(client, &config.database).await {
         Err(error) => {
-            report.error(group, code, &error);
+            report.error(code, &error);
             return Pooling::None;
         }
         Ok(false) => {
-            report.ok(group, code, "each connection has a session of the server's to itself");
+            report.ok(code, "each connection has a session of the server's to itself");
             return Pooling::None;
         }
         Ok(true) => {}
@@ -161,7 +154,6 @@ async fn check_pooler(config: &Config, client: &Client, report: &mut Report) -> 
     let what = "a pooler stands between, which gives each transaction another of the server's sessions";
     match config.mode {
         Mode::Outbox => report.warn(
-            group,
             code,
             format!(
                 "{what}: notifications do not pass it, so changes are noticed after up to {:?} (source.outbox_poll)",
@@ -170,7 +162,6 @@ async fn check_pooler(config: &Config, client: &Client, report: &mut Report) -> 
             mend,
         ),
         Mode::Replication => report.fail(
-            group,
             code,
             Kind::DatabaseRefuses,
             format!("{what}: neither the stream nor the mirror's snapshot can pass it"),

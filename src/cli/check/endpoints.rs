@@ -1,15 +1,19 @@
-//! The endpoints of Flagsmith's tables and of the configuration: can anything be sent to them? Nothing is sent; names are
-//! resolved.
+//! The endpoints of Flagsmith's tables and of the configuration: can anything be sent to them, and safely? No request is
+//! sent; names are resolved, and connections made (`certificates`).
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::{StreamExt, stream};
 use url::Url;
 
-use super::report::{Group, Report};
+use super::certificates;
+use super::code::Code;
+use super::report::Report;
+use super::session::is_this_machine;
 use crate::config::Config;
-use crate::delivery::{Resolver, SystemLookup, redacted};
+use crate::delivery::{Guard, Resolver, SystemLookup, redacted};
 use crate::event::EndpointKey;
 use crate::source::Listener;
 
@@ -17,35 +21,36 @@ use crate::source::Listener;
 const RESOLVE_WITHIN: Duration = Duration::from_secs(3);
 /// So many names are resolved at a time; the resolver takes a thread for each.
 const AT_A_TIME: usize = 16;
-const GROUP: Group = Group::Endpoints;
+/// So many are named in one line.
+const SHOWN: usize = 5;
 
 /// An endpoint that is enabled.
-struct Enabled<'a> {
-    key: EndpointKey,
-    url: &'a str,
+pub(super) struct Enabled<'a> {
+    pub(super) key: EndpointKey,
+    pub(super) url: &'a str,
+    /// The environment or the organisation whose events it gets; `None` where the configuration decides.
+    owner: Option<i64>,
+    has_secret: bool,
 }
 
 pub(super) async fn check(config: &Config, listeners: &[Listener], report: &mut Report) {
     let resolver = Resolver::new(config.guard(), Arc::new(SystemLookup));
-    let in_database = listeners.iter().filter(|listener| listener.enabled).filter_map(|listener| {
-        Some(Enabled { key: EndpointKey::of(listener.table, listener.id)?, url: &listener.url })
-    });
-    let mut enabled: Vec<Enabled<'_>> = in_database.collect();
-    let disabled = listeners.len() - enabled.len();
-    let is_flagsmiths = !enabled.is_empty();
-    let configured = config.targets.configured().iter();
-    enabled
-        .extend(configured.map(|c| Enabled { key: EndpointKey::Configured(c.name), url: &c.endpoint.url }));
+    let enabled = enabled(config, listeners);
+    let disabled = listeners.iter().filter(|listener| !listener.enabled).count();
     let found: Vec<Option<String>> =
         stream::iter(enabled.iter().map(|endpoint| obstacle(&resolver, endpoint.url)))
             .buffered(AT_A_TIME)
             .collect()
             .await;
-    let good = found.iter().filter(|obstacle| obstacle.is_none()).count();
+    let good: Vec<&Enabled<'_>> =
+        enabled.iter().zip(&found).filter(|(_, obstacle)| obstacle.is_none()).map(|(one, _)| one).collect();
     report.ok(
-        GROUP,
-        "endpoints",
-        format!("{good} of {} enabled endpoints can be sent to, {disabled} are disabled", enabled.len()),
+        Code::Endpoints,
+        format!(
+            "{} of {} enabled endpoints can be sent to, {disabled} are disabled",
+            good.len(),
+            enabled.len()
+        ),
     );
     for (endpoint, obstacle) in enabled.iter().zip(found) {
         if let Some(obstacle) = obstacle {
@@ -53,17 +58,98 @@ pub(super) async fn check(config: &Config, listeners: &[Listener], report: &mut 
         }
         warn_unverified(config, endpoint, report);
     }
+    certificates::check(config, &good, report).await;
+    warn_plain(&good, report);
+    warn_unsigned(&enabled, report);
+    warn_twice(&enabled, report);
     list_configured(config, report);
-    if is_flagsmiths {
+    if enabled.iter().any(|endpoint| endpoint.key.row().is_some()) {
         report.warn(
-            GROUP,
-            "flagsmith-webhooks",
+            Code::FlagsmithWebhooks,
             "Flagsmith sends its own webhooks too (the database does not tell whether they are off): receivers would get \
              everything twice",
             "set DISABLE_WEBHOOKS=true in Flagsmith's environment and restart it, if that is not done yet",
         );
     } else if enabled.is_empty() {
-        report.ok(GROUP, "flagsmith-webhooks", "no endpoint is enabled: nothing is sent");
+        report.ok(Code::FlagsmithWebhooks, "no endpoint is enabled: nothing is sent");
+    }
+}
+
+fn enabled<'a>(config: &'a Config, listeners: &'a [Listener]) -> Vec<Enabled<'a>> {
+    let in_database = listeners.iter().filter(|listener| listener.enabled).filter_map(|listener| {
+        Some(Enabled {
+            key: EndpointKey::of(listener.table, listener.id)?,
+            url: &listener.url,
+            owner: Some(listener.owner),
+            has_secret: listener.has_secret,
+        })
+    });
+    let configured = config.targets.configured().iter().map(|configured| Enabled {
+        key: EndpointKey::Configured(configured.name),
+        url: &configured.endpoint.url,
+        owner: None,
+        has_secret: !configured.endpoint.secret.is_empty(),
+    });
+    in_database.chain(configured).collect()
+}
+
+/// The first of some endpoints, and how many there are.
+fn named(endpoints: &[&Enabled<'_>]) -> String {
+    let shown = endpoints.iter().take(SHOWN).map(|endpoint| endpoint.key.to_string());
+    let shown: Vec<String> = shown.collect();
+    match endpoints.len().saturating_sub(SHOWN) {
+        0 => shown.join(", "),
+        more => format!("{} and {more} more", shown.join(", ")),
+    }
+}
+
+/// What is sent by plain http to another network can be read and changed on the way.
+fn warn_plain(good: &[&Enabled<'_>], report: &mut Report) {
+    let is_plain = |endpoint: &&&Enabled<'_>| {
+        let Ok(url) = Url::parse(endpoint.url) else { return false };
+        let host = url.host_str().unwrap_or_default();
+        url.scheme() == "http" && Guard::default().check_url(&url).is_ok() && !is_this_machine(host)
+    };
+    let plain: Vec<&Enabled<'_>> = good.iter().filter(is_plain).copied().collect();
+    if plain.is_empty() {
+        return;
+    }
+    report.warn(
+        Code::EndpointPlain,
+        format!(
+            "plain http, so flags can be read on the way, and a signature does not hide them: {}",
+            named(&plain)
+        ),
+        "give them https URLs; network.https_only = true refuses the others",
+    );
+}
+
+fn warn_unsigned(enabled: &[Enabled<'_>], report: &mut Report) {
+    let unsigned: Vec<&Enabled<'_>> = enabled.iter().filter(|endpoint| !endpoint.has_secret).collect();
+    if unsigned.is_empty() {
+        return;
+    }
+    report.warn(
+        Code::EndpointUnsigned,
+        format!("no secret, so their receivers cannot tell who calls: {}", named(&unsigned)),
+        "give each a secret in Flagsmith (environment or organisation settings, Webhooks), or secret_file in the configuration",
+    );
+}
+
+/// Two rows of one environment with one URL: each event is sent there twice. What the configuration's own endpoints get is theirs
+/// to say: only the database's are the same for sure.
+fn warn_twice(enabled: &[Enabled<'_>], report: &mut Report) {
+    let mut by_place: BTreeMap<(&str, &str, i64), Vec<&Enabled<'_>>> = BTreeMap::new();
+    for endpoint in enabled {
+        let (Some((table, _)), Some(owner)) = (endpoint.key.row(), endpoint.owner) else { continue };
+        by_place.entry((endpoint.url, table.name(), owner)).or_default().push(endpoint);
+    }
+    for ((url, ..), same) in by_place.into_iter().filter(|(_, same)| same.len() > 1) {
+        report.warn(
+            Code::EndpointTwice,
+            format!("{} get the same events at the same URL, {}", named(&same), redacted(url)),
+            "disable or delete all but one of them in Flagsmith",
+        );
     }
 }
 
@@ -72,7 +158,7 @@ fn list_configured(config: &Config, report: &mut Report) {
         let url = redacted(&configured.endpoint.url);
         let signed = if configured.endpoint.secret.is_empty() { "not signed" } else { "signed" };
         let key = EndpointKey::Configured(configured.name);
-        report.ok(GROUP, "configured-endpoint", format!("{key} {url}, {signed}"));
+        report.ok(Code::ConfiguredEndpoint, format!("{key} {url}, {signed}"));
     }
 }
 
@@ -80,8 +166,7 @@ fn warn_unverified(config: &Config, endpoint: &Enabled<'_>, report: &mut Report)
     let options = config.endpoint_options(endpoint.key, endpoint.url);
     if options.is_some_and(|options| !options.tls.verifies()) {
         report.warn(
-            GROUP,
-            "endpoint-tls",
+            Code::EndpointTls,
             format!(
                 "{} {}: TLS IS NOT VERIFIED (verify = false): whoever is on the way can read and change what is sent",
                 endpoint.key,
@@ -98,8 +183,7 @@ fn warn(endpoint: &Enabled<'_>, obstacle: &str, report: &mut Report) {
         EndpointKey::Environment(_) | EndpointKey::Organisation(_) => "correct or disable it in Flagsmith",
     };
     report.warn(
-        GROUP,
-        "endpoint",
+        Code::Endpoint,
         format!("{} {}: {obstacle}", endpoint.key, redacted(endpoint.url)),
         format!("{place}, or allow its network: network.allow (FLAGPOST_NETWORK_ALLOW)"),
     );

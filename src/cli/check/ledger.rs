@@ -4,8 +4,9 @@ use std::fs::{self, OpenOptions};
 use std::io;
 use std::path::Path;
 
+use super::code::Code;
 use super::database::View;
-use super::report::{Group, Report};
+use super::report::Report;
 use crate::change::Lsn;
 use crate::cli::printable::one_line;
 use crate::config::{Config, Mode};
@@ -14,7 +15,6 @@ use crate::ledger::{Identity, Ledger, Reader};
 use crate::prepare::mode_of;
 use crate::source::{OutboxFacts, Place, reader_name};
 
-const GROUP: Group = Group::Ledger;
 const FILL: &str =
     "\"flagpost run\" fills it at its first start; \"flagpost setup\" does when it makes what is read";
 const RESNAPSHOT: &str = "flagpost setup --resnapshot";
@@ -35,34 +35,40 @@ pub(super) fn check_files(config: &Config, report: &mut Report) -> Option<Found>
     let place = config.state_dir.display();
     if let Err(error) = probe(&config.state_dir) {
         report.fail(
-            GROUP,
-            "state-dir",
+            Code::StateDir,
             Kind::LedgerIo,
             format!("state.dir {place} cannot be written: {error}"),
             "give flagpost a directory that its user may write to: state.dir (FLAGPOST_STATE_DIR)",
         );
     } else {
-        report.ok(GROUP, "state-dir", format!("{place} can be written"));
+        report.ok(Code::StateDir, format!("{place} can be written"));
     }
     if !Ledger::exists(&config.state_dir) {
-        report.warn(GROUP, "ledger", format!("there is no ledger in {place} yet"), FILL);
+        report.warn(Code::Ledger, format!("there is no ledger in {place} yet"), FILL);
+        return None;
+    }
+    if let Some(format) = Ledger::older_format(&config.state_dir) {
+        report.warn(
+            Code::Ledger,
+            format!("an older flagpost wrote the ledger (format {format}): the rest of it was not looked at"),
+            "flagpost run  -- brings it up to date when it starts",
+        );
         return None;
     }
     let found = match read(&config.state_dir) {
         Ok(found) => found,
         Err(error) => {
-            report.error(GROUP, "ledger", &error);
+            report.error(Code::Ledger, &error);
             return None;
         }
     };
     match found.checkpoint {
-        None => report.warn(GROUP, "ledger", "the mirror has not been filled yet", FILL),
-        Some(checkpoint) => report.ok(GROUP, "ledger", format!("filled, at {checkpoint}")),
+        None => report.warn(Code::Ledger, "the mirror has not been filled yet", FILL),
+        Some(checkpoint) => report.ok(Code::Ledger, format!("filled, at {checkpoint}")),
     }
     if let Some(reason) = &found.broken {
         report.fail(
-            GROUP,
-            "ledger-broken",
+            Code::LedgerBroken,
             Kind::SlotLost,
             format!("the daemon has stopped for good, since it has missed changes: {}", one_line(reason)),
             RESNAPSHOT,
@@ -125,9 +131,9 @@ pub(super) fn check_fit(config: &Config, ledger: Option<&Found>, view: &View, re
             slot.confirmed
         )
     } else {
-        return report.ok(GROUP, "ledger-position", "the stream goes on where the ledger ends");
+        return report.ok(Code::LedgerPosition, "the stream goes on where the ledger ends");
     };
-    report.fail(GROUP, "ledger-position", Kind::SlotLost, lost, RESNAPSHOT);
+    report.fail(Code::LedgerPosition, Kind::SlotLost, lost, RESNAPSHOT);
 }
 
 /// Whether a ledger that is filled can go on with this outbox.
@@ -138,13 +144,12 @@ pub(super) fn check_outbox_fit(
     facts: &OutboxFacts,
     report: &mut Report,
 ) {
-    let code = "outbox-reader";
+    let code = Code::OutboxReader;
     let filled = ledger.filter(|ledger| ledger.checkpoint.is_some());
     let Some(ledger) = filled else {
         return match &facts.reader {
-            None => report.ok(GROUP, code, "the outbox belongs to no ledger yet"),
+            None => report.ok(code, "the outbox belongs to no ledger yet"),
             Some(_) => report.fail(
-                GROUP,
                 code,
                 Kind::LedgerMismatch,
                 "the outbox belongs to another ledger, and the one here is not filled",
@@ -163,7 +168,6 @@ pub(super) fn check_outbox_fit(
     if reader_name(facts.reader.as_deref().unwrap_or_default()) != expected.slot {
         let whose = if facts.reader.is_some() { "another ledger" } else { "no ledger" };
         report.fail(
-            GROUP,
             code,
             Kind::SlotLost,
             format!(
@@ -173,7 +177,7 @@ pub(super) fn check_outbox_fit(
         );
         return;
     }
-    report.ok(GROUP, code, "the outbox belongs to this ledger");
+    report.ok(code, "the outbox belongs to this ledger");
     check_place(config, ledger, facts, report);
 }
 
@@ -190,8 +194,7 @@ fn check_place(config: &Config, ledger: &Found, facts: &OutboxFacts, report: &mu
     let highest = |cursor: Option<&str>| Some(cursor?.parse::<Place>().ok()?.highest());
     let Some(known) = highest(ledger.cursor.as_deref()) else {
         return report.fail(
-            GROUP,
-            "ledger-position",
+            Code::LedgerPosition,
             Kind::LedgerMismatch,
             "the ledger does not tell where it is in the outbox",
             RESNAPSHOT,
@@ -208,20 +211,19 @@ fn check_place(config: &Config, ledger: &Found, facts: &OutboxFacts, report: &mu
          be told any more"
             .to_owned()
     } else {
-        return report.ok(GROUP, "ledger-position", "the outbox goes on where the ledger ends");
+        return report.ok(Code::LedgerPosition, "the outbox goes on where the ledger ends");
     };
-    report.fail(GROUP, "ledger-position", Kind::SlotLost, lost, RESNAPSHOT);
+    report.fail(Code::LedgerPosition, Kind::SlotLost, lost, RESNAPSHOT);
 }
 
 /// Whether the ledger belongs to this database, and to the source that is configured.
 fn check_identity(config: &Config, ledger: &Found, expected: &Identity, report: &mut Report) -> bool {
-    let code = "ledger-identity";
+    let code = Code::LedgerIdentity;
     let found = ledger.identity.as_ref();
     let mode = found.map_or(Mode::Replication, mode_of);
     if mode != config.mode {
         let (mode, configured) = (mode.name(), config.mode.name());
         report.fail(
-            GROUP,
             code,
             Kind::LedgerMismatch,
             format!(
@@ -236,7 +238,7 @@ fn check_identity(config: &Config, ledger: &Found, expected: &Identity, report: 
             Mode::Outbox => "cluster and database",
             Mode::Replication => "cluster, database and slot",
         };
-        report.ok(GROUP, code, format!("the ledger belongs to this {what}"));
+        report.ok(code, format!("the ledger belongs to this {what}"));
         return true;
     }
     let found = found.map_or_else(
@@ -244,7 +246,6 @@ fn check_identity(config: &Config, ledger: &Found, expected: &Identity, report: 
         |id| format!("cluster {}, database {:?}, slot {:?}", id.system_id, id.database, id.slot),
     );
     report.fail(
-        GROUP,
         code,
         Kind::LedgerMismatch,
         format!("the ledger belongs to {found}, this is cluster {}", expected.system_id),

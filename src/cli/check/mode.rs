@@ -1,8 +1,9 @@
 //! Which sources this server and this role allow, and why; the one that is advised; and where it is a managed service, how
 //! replication is switched on there.
 
+use super::code::Code;
 use super::database::Pooling;
-use super::report::{Group, Report};
+use super::report::Report;
 use crate::config::Mode;
 use crate::source::{ServerFacts, Service, SetupFacts, SlotFacts};
 
@@ -104,10 +105,10 @@ impl Verdict {
     }
 
     pub(super) fn report(&self, configured: Mode, report: &mut Report) {
-        let (group, code) = (Group::Database, "source-mode");
+        let code = Code::SourceMode;
         let words = self.words(configured);
         if self.allows(configured) {
-            return report.ok(group, code, words);
+            return report.ok(code, words);
         }
         let mend = match self.advised() {
             Some(Mode::Outbox) if self.setup.is_empty() => TO_OUTBOX.to_owned(),
@@ -117,7 +118,7 @@ impl Verdict {
             Some(Mode::Replication) => TO_REPLICATION.to_owned(),
             None => "mend what fails below".to_owned(),
         };
-        report.warn(group, code, words, mend);
+        report.warn(code, words, mend);
     }
 
     /// The mend of what only replication needs, with the way around it where there is one.

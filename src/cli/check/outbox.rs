@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use tokio_postgres::Client;
 
+use super::code::Code;
 use super::ledger::{Found, check_outbox_fit};
-use super::report::{Group, Report};
+use super::report::Report;
 use crate::cli::printable::one_line;
 use crate::cli::size;
 use crate::config::Config;
@@ -16,7 +17,6 @@ use crate::source::{
     system_id,
 };
 
-const GROUP: Group = Group::Outbox;
 const SETUP: &str = "flagpost setup --mode outbox";
 const RESNAPSHOT: &str = "flagpost setup --mode outbox --resnapshot  -- what changed unnoticed is in the mirror then, and is not sent";
 /// So many reasons are shown.
@@ -32,7 +32,7 @@ pub(super) async fn check(
     report: &mut Report,
 ) {
     if let Err(error) = look(config, client, catalog, ledger, report).await {
-        report.error(GROUP, "outbox", &error);
+        report.error(Code::Outbox, &error);
     }
 }
 
@@ -50,18 +50,17 @@ async fn look(
         check_absent(was_filled, report);
         return Ok(());
     }
-    report.ok(GROUP, "outbox-installed", "table flagpost.outbox and what belongs to it are there");
+    report.ok(Code::OutboxInstalled, "table flagpost.outbox and what belongs to it are there");
     if !access.lacking.is_empty() {
         report.fail(
-            GROUP,
-            "outbox-privilege",
+            Code::OutboxPrivilege,
             Kind::DatabaseRefuses,
             format!("role {} lacks {}", info.user, access.lacking.join(", ")),
             config.outbox.grant_step(&info.user).sql.trim_end(),
         );
         return Ok(());
     }
-    report.ok(GROUP, "outbox-privilege", format!("role {} may read and empty the outbox", info.user));
+    report.ok(Code::OutboxPrivilege, format!("role {} may read and empty the outbox", info.user));
     let findings = config.outbox.findings(client, info, catalog).await?;
     check_triggers(catalog, &findings, was_filled, report);
     check_subscriptions(&subscribed_tables(client, info, &catalog.schema).await?, report);
@@ -75,15 +74,15 @@ async fn look(
 }
 
 fn check_absent(was_filled: bool, report: &mut Report) {
-    let (code, what) = ("outbox-installed", "the outbox is not installed");
+    let (code, what) = (Code::OutboxInstalled, "the outbox is not installed");
     if was_filled {
         let lost = format!(
             "{what}, and the ledger has been filled from one: what changed since it went is not known to anybody"
         );
-        report.fail(GROUP, code, Kind::SlotLost, lost, RESNAPSHOT);
+        report.fail(code, Kind::SlotLost, lost, RESNAPSHOT);
     } else {
         let mend = format!("{SETUP}  -- or, for somebody else to run: {SETUP} --print");
-        report.fail(GROUP, code, Kind::DatabaseRefuses, format!("{what}: no change is captured"), mend);
+        report.fail(code, Kind::DatabaseRefuses, format!("{what}: no change is captured"), mend);
     }
 }
 
@@ -92,8 +91,7 @@ fn check_subscriptions(subscribed: &[String], report: &mut Report) {
         return;
     }
     report.fail(
-        GROUP,
-        "outbox-subscription",
+        Code::OutboxSubscription,
         Kind::DatabaseRefuses,
         format!(
             "a subscription writes to {}: what comes by it fires no statement trigger and is not captured",
@@ -104,7 +102,7 @@ fn check_subscriptions(subscribed: &[String], report: &mut Report) {
 }
 
 fn check_triggers(catalog: &Catalog, findings: &[Finding], was_filled: bool, report: &mut Report) {
-    let code = "outbox-triggers";
+    let code = Code::OutboxTriggers;
     // By what is wrong with which table: a table has four triggers.
     let mut losses: BTreeMap<(&str, &str), Vec<&str>> = BTreeMap::new();
     for finding in findings.iter().filter(|finding| finding.is_loss()) {
@@ -114,19 +112,18 @@ fn check_triggers(catalog: &Catalog, findings: &[Finding], was_filled: bool, rep
         let message = format!("{table}: {}", loss(what, triggers));
         if was_filled {
             let message = format!("{message}; what changed there since then is not in the outbox");
-            report.fail(GROUP, code, Kind::SlotLost, message, RESNAPSHOT);
+            report.fail(code, Kind::SlotLost, message, RESNAPSHOT);
         } else {
-            report.fail(GROUP, code, Kind::DatabaseRefuses, message, SETUP);
+            report.fail(code, Kind::DatabaseRefuses, message, SETUP);
         }
     }
     if losses.is_empty() {
-        report.ok(GROUP, code, format!("every change of {} tables is captured", catalog.tables.len()));
+        report.ok(code, format!("every change of {} tables is captured", catalog.tables.len()));
     }
     for finding in findings.iter().filter(|finding| finding.finding == "other table") {
         let table = format!("{}.{}", quoted(&catalog.schema), quoted(&finding.subject));
         report.warn(
-            GROUP,
-            "outbox-surplus",
+            Code::OutboxSurplus,
             format!(
                 "{} has the trigger {}, and flagpost does not read this table: it fills the outbox for nothing",
                 finding.subject, finding.detail
@@ -155,9 +152,9 @@ fn loss(what: &str, triggers: &[&str]) -> String {
 }
 
 fn check_failures(facts: &OutboxFacts, reasons: &[String], was_filled: bool, report: &mut Report) {
-    let code = "outbox-failures";
+    let code = Code::OutboxFailures;
     if facts.failures == 0 {
-        return report.ok(GROUP, code, "no statement of Flagsmith's has failed to be captured");
+        return report.ok(code, "no statement of Flagsmith's has failed to be captured");
     }
     let reasons: Vec<String> = reasons.iter().map(|reason| one_line(reason)).collect();
     let message = format!(
@@ -167,19 +164,18 @@ fn check_failures(facts: &OutboxFacts, reasons: &[String], was_filled: bool, rep
     );
     let mend = format!("-- mend the cause (table flagpost.failure has more), then:\n{RESNAPSHOT}");
     if was_filled {
-        report.fail(GROUP, code, Kind::SlotLost, message, mend);
+        report.fail(code, Kind::SlotLost, message, mend);
     } else {
         // The first run begins with a snapshot that has them.
-        report.warn(GROUP, code, message, mend);
+        report.warn(code, message, mend);
     }
 }
 
 fn check_size(config: &Config, facts: &OutboxFacts, report: &mut Report) {
-    let (code, limit) = ("outbox-size", facts.limit(config.outbox.cap));
+    let (code, limit) = (Code::OutboxSize, facts.limit(config.outbox.cap));
     let used = format!("{} of at most {}", size::bytes(facts.bytes), size::bytes(limit));
     if facts.is_full(config.outbox.cap) {
         report.fail(
-            GROUP,
             code,
             Kind::SlotLost,
             format!(
@@ -193,7 +189,6 @@ fn check_size(config: &Config, facts: &OutboxFacts, report: &mut Report) {
         );
     } else if facts.bytes >= limit / 10 * 8 {
         report.warn(
-            GROUP,
             code,
             format!("the outbox is nearly full ({used}): beyond that changes are not captured any more"),
             format!(
@@ -201,13 +196,12 @@ fn check_size(config: &Config, facts: &OutboxFacts, report: &mut Report) {
             ),
         );
     } else {
-        report.ok(GROUP, code, used);
+        report.ok(code, used);
     }
     if facts.cap.is_some_and(|cap| u64::try_from(cap) != Ok(config.outbox.cap)) {
         let configured = i64::try_from(config.outbox.cap).unwrap_or(i64::MAX);
         report.warn(
-            GROUP,
-            "outbox-cap",
+            Code::OutboxCap,
             format!(
                 "the triggers know another cap ({}) than source.outbox_max_size ({})",
                 size::bytes(limit),
@@ -219,18 +213,17 @@ fn check_size(config: &Config, facts: &OutboxFacts, report: &mut Report) {
 }
 
 fn check_waiting(facts: &OutboxFacts, report: &mut Report) {
-    let code = "outbox-waiting";
+    let code = Code::OutboxWaiting;
     let Some(seconds) = facts.oldest_seconds else {
-        return report.ok(GROUP, code, "no change waits");
+        return report.ok(code, "no change waits");
     };
     let oldest = size::span(Duration::try_from_secs_f64(seconds).unwrap_or_default());
     let wait = if facts.changes == 1 { "waits" } else { "wait" };
     let message = format!("{} {wait}, the oldest for {oldest}", size::counted(facts.changes, "change"));
     if seconds < LONG_AGO {
-        return report.ok(GROUP, code, message);
+        return report.ok(code, message);
     }
     report.warn(
-        GROUP,
         code,
         format!("{message}: nobody reads them, or a transaction has been open for that long"),
         "flagpost run  -- it empties the outbox as it reads",

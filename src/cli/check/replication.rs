@@ -3,10 +3,11 @@
 
 use tokio_postgres::Client;
 
+use super::code::Code;
 use super::database::Pooling;
 use super::ledger::Found;
 use super::mode::Verdict;
-use super::report::{Group, Report};
+use super::report::Report;
 use crate::cli::size;
 use crate::config::Config;
 use crate::error::Kind;
@@ -52,8 +53,7 @@ pub(super) fn check_leftover(config: &Config, slot: Option<&SlotFacts>, report: 
     let Some(slot) = slot else { return };
     let name = &config.names.slot;
     report.warn(
-        Group::Replication,
-        "leftover-slot",
+        Code::LeftoverSlot,
         format!(
             "replication slot {name:?} is left over from source.mode = \"replication\": nobody reads it, and the server keeps its \
              log for it ({} by now)",
@@ -66,12 +66,11 @@ pub(super) fn check_leftover(config: &Config, slot: Option<&SlotFacts>, report: 
 
 /// Triggers that write to an outbox that nobody reads.
 async fn check_leftover_outbox(config: &Config, client: &Client, report: &mut Report) {
-    let (group, code) = (Group::Replication, "leftover-outbox");
+    let code = Code::LeftoverOutbox;
     match outbox_tables(client, &config.database).await {
-        Err(error) => report.error(group, code, &error),
+        Err(error) => report.error(code, &error),
         Ok(0) => {}
         Ok(tables) => report.warn(
-            group,
             code,
             format!(
                 "triggers on {tables} tables write every change to the outbox too, which nobody empties in source.mode = \
@@ -88,12 +87,11 @@ async fn check_leftover_outbox(config: &Config, client: &Client, report: &mut Re
 fn check_wal_level(scene: &Scene<'_>, report: &mut Report) {
     let level = &scene.facts.wal_level;
     if level == "logical" {
-        report.ok(Group::Database, "wal-level", "wal_level is logical");
+        report.ok(Code::WalLevel, "wal_level is logical");
         return;
     }
     report.fail(
-        Group::Database,
-        "wal-level",
+        Code::WalLevel,
         Kind::DatabaseRefuses,
         format!("wal_level is {level}: the server does not log what logical replication needs"),
         scene.verdict.wal_level_mend(),
@@ -103,7 +101,7 @@ fn check_wal_level(scene: &Scene<'_>, report: &mut Report) {
 fn check_role(config: &Config, scene: &Scene<'_>, report: &mut Report) -> bool {
     let user = &config.database.user;
     if scene.facts.may_replicate {
-        report.ok(Group::Database, "role-replication", format!("role {user} may replicate"));
+        report.ok(Code::RoleReplication, format!("role {user} may replicate"));
         return true;
     }
     let mend = match scene.verdict.service {
@@ -111,8 +109,7 @@ fn check_role(config: &Config, scene: &Scene<'_>, report: &mut Report) -> bool {
         None => format!("ALTER ROLE {} REPLICATION;", quoted(user)),
     };
     report.fail(
-        Group::Database,
-        "role-replication",
+        Code::RoleReplication,
         Kind::DatabaseRefuses,
         format!("role {user} lacks the REPLICATION attribute"),
         scene.verdict.or_outbox(mend),
@@ -124,16 +121,15 @@ fn check_limits(facts: &ServerFacts, slot: Option<&SlotFacts>, report: &mut Repo
     // A slot that is there needs no other; one that is being read has its walsender.
     let is_read = slot.is_some_and(|slot| slot.active_pid.is_some());
     for (code, setting, quota, has_ours) in [
-        ("replication-slots", "max_replication_slots", facts.slots, slot.is_some()),
-        ("wal-senders", "max_wal_senders", facts.senders, is_read),
+        (Code::ReplicationSlots, "max_replication_slots", facts.slots, slot.is_some()),
+        (Code::WalSenders, "max_wal_senders", facts.senders, is_read),
     ] {
         let Quota { used, limit } = quota;
         if has_ours || !quota.is_exhausted() {
-            report.ok(Group::Database, code, format!("{used} of {limit} in use ({setting})"));
+            report.ok(code, format!("{used} of {limit} in use ({setting})"));
             continue;
         }
         report.fail(
-            Group::Database,
             code,
             Kind::DatabaseRefuses,
             format!("all {limit} are in use ({setting})"),
@@ -147,39 +143,35 @@ async fn check_replication_connection(config: &Config, report: &mut Report) -> O
         Ok(replication) => {
             let server = replication.server().clone();
             report.ok(
-                Group::Replication,
-                "replication-connection",
+                Code::ReplicationConnection,
                 format!("cluster {}, at {}", server.system_id, server.position),
             );
             Some(server)
         }
         Err(error) => {
-            report.error(Group::Replication, "replication-connection", &error);
+            report.error(Code::ReplicationConnection, &error);
             None
         }
     }
 }
 
 fn check_slot(config: &Config, slot: Option<&SlotFacts>, ledger: Option<&Found>, report: &mut Report) {
-    let (code, name) = ("slot", &config.names.slot);
-    let group = Group::Replication;
+    let (code, name) = (Code::Slot, &config.names.slot);
     let Some(slot) = slot else {
         if ledger.is_some_and(|ledger| ledger.checkpoint.is_some()) {
             report.fail(
-                group,
                 code,
                 Kind::SlotLost,
                 format!("replication slot {name:?} is gone, and with it what changed since: the ledger has been filled before"),
                 "flagpost setup --resnapshot",
             );
         } else {
-            report.warn(group, code, format!("replication slot {name:?} is not made yet"), "flagpost setup");
+            report.warn(code, format!("replication slot {name:?} is not made yet"), "flagpost setup");
         }
         return;
     };
     if !slot.is_ours(&config.database) {
         report.fail(
-            group,
             code,
             Kind::DatabaseRefuses,
             format!(
@@ -193,7 +185,6 @@ fn check_slot(config: &Config, slot: Option<&SlotFacts>, ledger: Option<&Found>,
     if slot.wal_status == "lost" {
         let why = slot.invalidation.as_deref().unwrap_or("it held more than max_slot_wal_keep_size");
         report.fail(
-            group,
             code,
             Kind::SlotLost,
             format!("the server has given up replication slot {name:?} ({why}): what changed since cannot be told any more"),
@@ -205,11 +196,11 @@ fn check_slot(config: &Config, slot: Option<&SlotFacts>, ledger: Option<&Found>,
         || "nobody reads it now".to_owned(),
         |pid| format!("read by the server's process {pid}"),
     );
-    report.ok(group, code, format!("replication slot {name:?}: {reader}, confirmed to {}", slot.confirmed));
+    report.ok(code, format!("replication slot {name:?}: {reader}, confirmed to {}", slot.confirmed));
 }
 
 fn check_retention(slot: &SlotFacts, facts: &ServerFacts, report: &mut Report) {
-    let (group, code) = (Group::Replication, "slot-retention");
+    let code = Code::SlotRetention;
     let Some(retained) = slot.retained_bytes else { return };
     let limit = match facts.wal_keep_size.as_str() {
         "-1" => "no limit (max_slot_wal_keep_size = -1)".to_owned(),
@@ -222,7 +213,6 @@ fn check_retention(slot: &SlotFacts, facts: &ServerFacts, report: &mut Report) {
     );
     if slot.wal_status == "unreserved" {
         report.warn(
-            group,
             code,
             message,
             "start flagpost before the server gives the slot up, or: ALTER SYSTEM SET max_slot_wal_keep_size = -1; \
@@ -230,18 +220,16 @@ fn check_retention(slot: &SlotFacts, facts: &ServerFacts, report: &mut Report) {
         );
     } else if slot.active_pid.is_none() && retained > MUCH_WAL {
         report.warn(
-            group,
             code,
             message,
             "start it with \"flagpost run\", or drop the slot with \"flagpost uninstall\": unread, it fills the disk",
         );
     } else {
-        report.ok(group, code, message);
+        report.ok(code, message);
     }
     if let Some(timeout) = &facts.idle_timeout {
         report.warn(
-            group,
-            "slot-idle-timeout",
+            Code::SlotIdleTimeout,
             format!(
                 "the server gives up a slot that nobody reads for {timeout} (idle_replication_slot_timeout)"
             ),

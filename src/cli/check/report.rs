@@ -1,8 +1,14 @@
-//! What was found: named items, printed for people or as JSON. Codes are stable: tools rely on them.
+//! What was found: items by code, printed for people or as JSON.
 
 use serde::Serialize;
+use serde_json::{Value, json};
 
-use crate::error::{Error, Kind, Result};
+use super::code::{Code, Group};
+use super::fix::Fix;
+use crate::error::{Error, Kind, Policy};
+
+/// The exit code of a failure that is neither the configuration's nor the database's nor one that needs an operator.
+const FAILED: u8 = 1;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -22,94 +28,97 @@ impl Status {
     }
 }
 
-/// The part of the installation that an item is about.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub(super) enum Group {
-    Database,
-    Replication,
-    Outbox,
-    Tables,
-    Ledger,
-    Endpoints,
-}
-
-impl Group {
-    fn shown(self) -> &'static str {
-        match self {
-            Group::Database => "database",
-            Group::Replication => "replication",
-            Group::Outbox => "outbox",
-            Group::Tables => "tables",
-            Group::Ledger => "ledger",
-            Group::Endpoints => "endpoints",
-        }
-    }
-}
-
 #[derive(Debug, Serialize)]
 struct Item {
-    code: &'static str,
+    code: Code,
     group: Group,
     status: Status,
     message: String,
     mend: Option<String>,
+    /// Whether `check --fix` mends it.
+    fixable: bool,
     #[serde(skip)]
     exit_code: u8,
 }
 
 /// Everything that was found. It is shown by group.
 #[derive(Debug, Default)]
-pub(super) struct Report {
+pub(in crate::cli) struct Report {
     items: Vec<Item>,
+    fixes: Vec<(Code, Fix)>,
+    /// What `check --fix` did before this report.
+    fixed: Vec<String>,
+    /// Whether what time may mend is a warning.
+    is_patient: bool,
 }
 
 impl Report {
-    pub(super) fn ok(&mut self, group: Group, code: &'static str, message: impl Into<String>) {
-        self.add(group, code, Status::Ok, message.into(), None, 0);
+    /// A report for somebody who tries again by themselves: what waiting may mend is a warning.
+    pub(super) fn patient() -> Report {
+        Report { is_patient: true, ..Report::default() }
     }
 
-    pub(super) fn warn(
+    pub(super) fn ok(&mut self, code: Code, message: impl Into<String>) {
+        self.add(code, Status::Ok, message.into(), None, 0);
+    }
+
+    pub(super) fn warn(&mut self, code: Code, message: impl Into<String>, mend: impl Into<String>) {
+        self.add(code, Status::Warn, message.into(), Some(mend.into()), 0);
+    }
+
+    /// A warning that `check --fix` mends.
+    pub(super) fn warn_fixable(
         &mut self,
-        group: Group,
-        code: &'static str,
+        code: Code,
         message: impl Into<String>,
         mend: impl Into<String>,
+        fix: Fix,
     ) {
-        self.add(group, code, Status::Warn, message.into(), Some(mend.into()), 0);
+        self.warn(code, message, mend);
+        if let Some(item) = self.items.last_mut() {
+            item.fixable = true;
+        }
+        self.fixes.push((code, fix));
     }
 
     pub(super) fn fail(
         &mut self,
-        group: Group,
-        code: &'static str,
+        code: Code,
         kind: Kind,
         message: impl Into<String>,
         mend: impl Into<String>,
     ) {
-        self.add(group, code, Status::Fail, message.into(), Some(mend.into()), kind.exit_code());
+        self.add(code, Status::Fail, message.into(), Some(mend.into()), kind.exit_code());
     }
 
-    /// A failure whose message ends in what to do, as every [`Error`]'s does.
-    pub(super) fn error(&mut self, group: Group, code: &'static str, error: &Error) {
-        self.add(group, code, Status::Fail, error.to_string(), None, error.kind().exit_code());
+    /// A failure of what is around flagpost.
+    pub(super) fn fail_around(&mut self, code: Code, message: impl Into<String>, mend: impl Into<String>) {
+        self.add(code, Status::Fail, message.into(), Some(mend.into()), FAILED);
     }
 
-    fn add(
-        &mut self,
-        group: Group,
-        code: &'static str,
-        status: Status,
-        message: String,
-        mend: Option<String>,
-        exit_code: u8,
-    ) {
-        self.items.push(Item { code, group, status, message, mend, exit_code });
+    /// The message says what to do, as every [`Error`]'s does.
+    pub(super) fn error(&mut self, code: Code, error: &Error) {
+        if self.is_patient && error.kind().policy() == Policy::Retry {
+            return self.add(code, Status::Warn, error.to_string(), None, 0);
+        }
+        self.add(code, Status::Fail, error.to_string(), None, error.kind().exit_code());
+    }
+
+    fn add(&mut self, code: Code, status: Status, message: String, mend: Option<String>, exit_code: u8) {
+        self.items.push(Item { code, group: code.group(), status, message, mend, fixable: false, exit_code });
     }
 
     /// Puts what belongs together together; within a group the order stays.
     pub(super) fn sort(&mut self) {
         self.items.sort_by_key(|item| item.group);
+    }
+
+    pub(super) fn take_fixes(&mut self) -> Vec<(Code, Fix)> {
+        std::mem::take(&mut self.fixes)
+    }
+
+    pub(super) fn set_fixed(&mut self, fixed: Vec<String>) {
+        self.fixed = fixed;
     }
 
     fn count(&self, status: Status) -> usize {
@@ -121,29 +130,45 @@ impl Report {
         self.items.iter().map(|item| item.exit_code).max().unwrap_or(0)
     }
 
-    pub(super) fn print_json(&self) -> Result<()> {
-        let json = serde_json::json!({
+    /// The same, with 1 where there are only warnings.
+    pub(super) fn strict_exit_code(&self) -> u8 {
+        match self.exit_code() {
+            0 if self.count(Status::Warn) > 0 => FAILED,
+            code => code,
+        }
+    }
+
+    pub(in crate::cli) fn to_json(&self) -> Value {
+        json!({
             "exit_code": self.exit_code(),
             "failed": self.count(Status::Fail),
             "warnings": self.count(Status::Warn),
+            "fixed": self.fixed,
             "checks": self.items,
-        });
-        let text = serde_json::to_string_pretty(&json)
-            .map_err(|e| Error::internal(format!("the report cannot be written as JSON: {e}")))?;
-        say!("{text}");
-        Ok(())
+        })
     }
 
-    pub(super) fn print_text(&self) {
-        let width = self.items.iter().map(|item| item.code.len()).max().unwrap_or(0);
-        for item in &self.items {
+    /// `only_troubles` leaves out what is well.
+    pub(super) fn print_text(&self, only_troubles: bool) {
+        for fixed in &self.fixed {
+            say!("{fixed}");
+        }
+        let is_shown = |item: &&Item| !only_troubles || item.status != Status::Ok;
+        let shown: Vec<&Item> = self.items.iter().filter(is_shown).collect();
+        let width = shown.iter().map(|item| item.code.name().len()).max().unwrap_or(0);
+        for item in shown {
             let (status, group) = (item.status.shown(), item.group.shown());
-            say!("{status:<5} {group:<12} {:<width$}  {}", item.code, item.message);
+            say!("{status:<5} {group:<13} {:<width$}  {}", item.code.name(), item.message);
             for line in item.mend.iter().flat_map(|mend| mend.lines()) {
                 say!("      {line}");
             }
+            if item.fixable {
+                say!("      -- or: flagpost check --fix");
+            }
         }
-        say!();
+        if !only_troubles {
+            say!();
+        }
         let warnings = match self.count(Status::Warn) {
             0 => String::new(),
             1 => ", 1 warning".into(),

@@ -14,43 +14,54 @@ use crate::error::Result;
 use crate::event::EndpointKey;
 use crate::ledger::{BreakerState, Counts, Endpoint, LaneState, Pause, Reader};
 
-#[derive(Serialize)]
+/// So many attempts tell how well an endpoint does.
+const RECENT: usize = 100;
+
+#[derive(Clone, Serialize)]
 pub(super) struct EndpointPart {
-    endpoint: String,
+    pub(super) endpoint: String,
     /// Without userinfo and query; `None` where the endpoint was deleted.
-    url: Option<String>,
+    pub(super) url: Option<String>,
     enabled: bool,
     /// False where the configuration says `verify = false`: TLS is made with whoever answers.
-    tls_verified: bool,
-    paused: Option<PausedPart>,
+    pub(super) tls_verified: bool,
+    pub(super) paused: Option<PausedPart>,
     /// While it is open.
-    breaker: Option<BreakerPart>,
-    pending: u64,
-    retrying: u64,
-    dead: u64,
+    pub(super) breaker: Option<BreakerPart>,
+    pub(super) pending: u64,
+    pub(super) retrying: u64,
+    pub(super) dead: u64,
     delivered: u64,
     dropped: u64,
     shadowed: u64,
     replays: u64,
     oldest_pending_seconds: Option<u64>,
-    last_error: Option<String>,
+    pub(super) last_error: Option<String>,
+    /// The attempts at the newest events, at most [`RECENT`].
+    recent: RecentPart,
 }
 
-#[derive(Serialize)]
-struct PausedPart {
+#[derive(Clone, Serialize)]
+struct RecentPart {
+    attempts: u64,
+    delivered: u64,
+}
+
+#[derive(Clone, Serialize)]
+pub(super) struct PausedPart {
     since: String,
-    by: String,
-    why: String,
+    pub(super) by: String,
+    pub(super) why: String,
 }
 
-#[derive(Serialize)]
-struct BreakerPart {
+#[derive(Clone, Serialize)]
+pub(super) struct BreakerPart {
     open_since: String,
     failures: u32,
     failing_since: Option<String>,
     probes_failed: u32,
     next_probe: Option<String>,
-    next_probe_seconds: Option<u64>,
+    pub(super) next_probe_seconds: Option<u64>,
 }
 
 /// The endpoints of the mirror and of the configuration, and those that were deleted and have deliveries on record.
@@ -68,7 +79,9 @@ pub(super) fn read(config: &Config, reader: &Reader) -> Result<Vec<EndpointPart>
         let counts = counts.remove(&key.to_string()).unwrap_or_default();
         let options = config.endpoint_options(key, &endpoint.url);
         let tls_verified = options.is_none_or(|options| options.tls.verifies());
-        parts.push(EndpointPart { tls_verified, ..part(key.to_string(), Some(&endpoint), counts) });
+        let (attempts, delivered) = reader.recent_attempts(key, RECENT)?;
+        let recent = RecentPart { attempts, delivered };
+        parts.push(EndpointPart { tls_verified, recent, ..part(key.to_string(), Some(&endpoint), counts) });
     }
     parts.extend(counts.into_iter().map(|(key, counts)| part(key, None, counts)));
     parts.sort_by_cached_key(|part| (part.endpoint.parse::<EndpointKey>().ok(), part.endpoint.clone()));
@@ -98,6 +111,7 @@ fn part(
         replays: counts.replays,
         oldest_pending_seconds: counts.oldest_pending.map(|since| seconds(since, now)),
         last_error: counts.last_error,
+        recent: RecentPart { attempts: 0, delivered: 0 },
     }
 }
 

@@ -16,22 +16,22 @@ pub(super) struct OutboxPart {
     /// Row changes that wait.
     rows: i64,
     /// How long the oldest of them has.
-    oldest_seconds: Option<f64>,
+    pub(super) oldest_seconds: Option<f64>,
     /// On disk.
-    bytes: i64,
+    pub(super) bytes: i64,
     max_bytes: i64,
     /// The cap is reached: changes are not captured any more.
-    full: bool,
+    pub(super) full: bool,
     /// Statements that were not captured.
-    failures: i64,
+    pub(super) failures: i64,
     /// The first reason.
-    failure: Option<String>,
-    reader: Whose,
+    pub(super) failure: Option<String>,
+    pub(super) reader: Whose,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-enum Whose {
+pub(super) enum Whose {
     ThisLedger,
     AnotherLedger,
     Nobody,

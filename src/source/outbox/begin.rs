@@ -2,12 +2,12 @@
 
 use tokio_postgres::types::Type;
 use tokio_postgres::{Client, SimpleQueryMessage};
-use tracing::info;
 
 use super::place::Place;
 use super::session::not_there;
 use crate::change::Lsn;
 use crate::error::{Error, Kind, Result};
+use crate::fact::{OutboxDeleted, UncapturedForgotten, WaitingForTransactions};
 use crate::source::conn_info::ConnInfo;
 use crate::source::snapshot::View;
 use crate::source::sql::{connect, pinned, sql_error};
@@ -51,7 +51,7 @@ pub async fn forget_failures(client: &Client, info: &ConnInfo) -> Result<()> {
     let count = "SELECT pg_sequence_last_value('flagpost.failures'::regclass)";
     let row = client.query_typed_one(count, &[]).await.map_err(failed)?;
     let Some(count) = row.get::<_, Option<i64>>(0) else { return Ok(()) };
-    info!(count, "statements were not captured: what they changed comes with the mirror");
+    UncapturedForgotten { count }.tell();
     empty(client, info).await?;
     client
         .batch_execute("SELECT setval('flagpost.failures', 1, false); DELETE FROM flagpost.failure")
@@ -66,7 +66,7 @@ pub async fn forget_failures(client: &Client, info: &ConnInfo) -> Result<()> {
 async fn empty(client: &Client, info: &ConnInfo) -> Result<()> {
     let truncate = "BEGIN; SET LOCAL lock_timeout = '500ms'; TRUNCATE flagpost.outbox; COMMIT";
     let Err(error) = client.batch_execute(truncate).await else { return Ok(()) };
-    info!(%error, "the outbox cannot be truncated now: its rows are deleted");
+    OutboxDeleted { error: error.to_string() }.tell();
     client
         .batch_execute("ROLLBACK; DELETE FROM flagpost.outbox")
         .await
@@ -81,7 +81,7 @@ async fn wait_for_open_transactions(client: &Client, info: &ConnInfo) -> Result<
     let mut is_first = true;
     while !client.query_typed_one(sql, &[(&next, Type::TEXT)]).await.map_err(failed)?.get::<_, bool>(0) {
         if is_first {
-            info!("waiting for transactions that are open now");
+            WaitingForTransactions {}.tell();
             is_first = false;
         }
         tokio::time::sleep(POLL).await;

@@ -11,7 +11,7 @@ use serde_json::value::RawValue;
 
 use crate::change::{Field, Key, Lsn, Micros, Op, Row, RowChange, Transaction, key_of};
 use crate::error::{Error, Kind, Result};
-use crate::schema::{Need, Table};
+use crate::schema::{Column, Need, Table};
 
 /// Columns of the type `timestamp with time zone`, of all tables.
 const TIMES: [&str; 7] =
@@ -34,7 +34,8 @@ pub(super) struct Record {
     pub(super) op: String,
     /// The table; none for the commit.
     pub(super) table: Option<String>,
-    /// The kept columns before the change, as JSON.
+    /// The key before the change as JSON, in an object: of a deletion, and of an update that changed it. Other columns that
+    /// are there, as in what was written before a `setup` of this version, are not looked at.
     pub(super) old: Option<String>,
     /// The kept columns after the change, as JSON.
     pub(super) new: Option<String>,
@@ -88,11 +89,11 @@ fn change(record: &Record) -> Result<Option<RowChange>> {
     let op = match record.op.as_str() {
         "I" => Op::Insert { new: part(&record.new)? },
         "U" => {
-            let (old, new) = (part(&record.old)?, part(&record.new)?);
-            let old_key: Option<Key> = Some(key_of(&old)).filter(|key| *key != key_of(&new));
-            Op::Update { old_key, new }
+            let new = part(&record.new)?;
+            let old_key = record.old.as_deref().map(|old| key(table, old)).transpose()?;
+            Op::Update { old_key: old_key.filter(|key| *key != key_of(&new)), new }
         }
-        "D" => Op::Delete { key: key_of(&part(&record.old)?) },
+        "D" => Op::Delete { key: key(table, record.old.as_deref().unwrap_or("{}"))? },
         "T" => Op::Truncate,
         other => return Err(garbled(&format!("operation {other:?}"))),
     };
@@ -100,10 +101,19 @@ fn change(record: &Record) -> Result<Option<RowChange>> {
 }
 
 fn row(table: Table, json: &str) -> Result<Row> {
+    columns(table, table.columns(), json)
+}
+
+/// The key in an object that need not have more.
+fn key(table: Table, json: &str) -> Result<Key> {
+    Ok(key_of(&columns(table, table.columns().get(..1).unwrap_or_default(), json)?))
+}
+
+fn columns(table: Table, columns: &[Column], json: &str) -> Result<Row> {
     let values: BTreeMap<&str, &RawValue> =
         serde_json::from_str(json).map_err(|_| garbled("a row that is no JSON object"))?;
-    let mut texts: Vec<Option<String>> = Vec::with_capacity(table.columns().len());
-    for column in table.columns() {
+    let mut texts: Vec<Option<String>> = Vec::with_capacity(columns.len());
+    for column in columns {
         texts.push(match values.get(column.name) {
             Some(value) => text(column.name, value.get())?,
             None if column.need == Need::Optional => None,
@@ -238,19 +248,22 @@ mod tests {
 
     #[test]
     fn an_update_names_the_old_key_only_if_it_was_another() {
-        let update = |old: &str| Record {
+        let update = |old: Option<&str>| Record {
             op: "U".into(),
             table: Some("tags_tag".into()),
-            old: Some(old.into()),
+            old: old.map(Into::into),
             new: Some(r#"{"id": 2, "label": "x"}"#.into()),
             ..record(1, 1)
         };
-        let old_key = |old: &str| match change(&update(old)).unwrap().unwrap().op {
+        let old_key = |old| match change(&update(old)).unwrap().unwrap().op {
             Op::Update { old_key, .. } => old_key,
             other => panic!("{other:?}"),
         };
-        assert_eq!(old_key(r#"{"id": 2, "label": "y"}"#), None);
-        assert_eq!(old_key(r#"{"id": 1, "label": "y"}"#), Some(Key::Int(1)));
+        assert_eq!(old_key(None), None);
+        assert_eq!(old_key(Some(r#"{"id": 1}"#)), Some(Key::Int(1)));
+        // As the triggers wrote it before.
+        assert_eq!(old_key(Some(r#"{"id": 2, "label": "y"}"#)), None);
+        assert_eq!(old_key(Some(r#"{"id": 1, "label": "y"}"#)), Some(Key::Int(1)));
     }
 
     #[test]

@@ -19,9 +19,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::order::{Assembler, Record};
 use super::place::{Place, Snapshot};
-use super::session::{Look, Session};
+use super::session::{Look, SILENCE, Session};
 use crate::change::{Lsn, Micros, Transaction};
 use crate::error::{Error, Kind, RECOVER, Result};
+use crate::pulse::Pulse;
 use crate::source::conn_info::ConnInfo;
 use crate::source::stream::{BUDGET, BUDGET_UNIT, Channels, Delivery, Item};
 
@@ -112,7 +113,18 @@ impl Reader {
         };
         let look = reader.look().await?;
         reader.require_continuity(&look)?;
+        reader.tell_open();
         Ok(reader)
+    }
+
+    fn tell_open(&self) {
+        // When it is quiet, the next answer comes with the next look.
+        self.channels.pulse.source_opened(self.reading.poll + SILENCE);
+    }
+
+    /// What is told of the source.
+    pub fn pulse(&self) -> &Pulse {
+        &self.channels.pulse
     }
 
     /// Connects again after the connection has broken.
@@ -123,7 +135,9 @@ impl Reader {
         let (position, seen, read_to) = (self.position, self.done.clone(), self.read_to);
         self.handed_on.push_back(HandedOn { position, seen, read_to, floor: 0 });
         let look = self.look().await?;
-        self.require_continuity(&look)
+        self.require_continuity(&look)?;
+        self.tell_open();
+        Ok(())
     }
 
     /// Reads until `stop` or the end (then `Ok`), or until the connection breaks.
@@ -180,6 +194,7 @@ impl Reader {
     async fn look(&mut self) -> Result<Look> {
         self.floor = self.done.xmin();
         let mut look = self.session.look(&self.done, self.read_to, self.floor).await?;
+        self.channels.pulse.source_heard();
         if self.checkpoint.as_ref() != Some(&look.checkpoint) {
             self.floor = 0;
             look = self.session.look(&self.done, self.read_to, self.floor).await?;
@@ -270,6 +285,7 @@ impl Reader {
         loop {
             let Some(row) = stop.run_until_cancelled(rows.try_next()).await else { return Ok(false) };
             let Some(row) = row.map_err(|e| self.session.failed(&e))? else { break };
+            self.channels.pulse.source_heard();
             let record = Record::from_row(&row)?;
             highest = highest.max(record.seq);
             if let Some(complete) = assembler.take(&record)?

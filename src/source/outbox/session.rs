@@ -20,7 +20,7 @@ const READ: &str = include_str!("../../../sql/outbox_read.sql");
 const TAKE_AWAY: &str = include_str!("../../../sql/outbox_take_away.sql");
 
 /// So long a look may take, which is a matter of milliseconds.
-const SILENCE: Duration = Duration::from_secs(30);
+pub(super) const SILENCE: Duration = Duration::from_secs(30);
 
 /// See the module's documentation.
 pub(super) struct Session {

@@ -7,6 +7,7 @@ use tokio_postgres::Client;
 
 pub(crate) use source::{Source, on_both_sources};
 
+pub(crate) mod browser;
 pub(crate) mod call;
 pub(crate) mod flagsmith;
 pub(crate) mod oracle;

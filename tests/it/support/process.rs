@@ -107,14 +107,20 @@ impl Installation {
 
     /// What the daemon's metrics say.
     pub(crate) async fn metrics(&self) -> String {
+        let (code, text) = self.ops("/metrics").await;
+        assert_eq!(code, 200, "{text}");
+        text
+    }
+
+    /// What the ops listener answers.
+    pub(crate) async fn ops(&self, path: &str) -> (u16, String) {
         let addr = self.variable("FLAGPOST_OPS_LISTEN");
-        let mut answer = reqwest::get(format!("http://{addr}/metrics")).await.unwrap();
-        assert!(answer.status().is_success(), "{}", answer.status());
+        let mut answer = reqwest::get(format!("http://{addr}{path}")).await.unwrap();
         let mut text = Vec::new();
         while let Some(chunk) = answer.chunk().await.unwrap() {
             text.extend_from_slice(&chunk);
         }
-        String::from_utf8(text).unwrap()
+        (answer.status().as_u16(), String::from_utf8(text).unwrap())
     }
 
     /// Another database from now on.
@@ -245,6 +251,11 @@ impl Daemon {
     /// The same as Ctrl-C does it.
     pub(crate) async fn interrupt(self) -> Output {
         self.signal(Signal::INT).await
+    }
+
+    /// Tells it to read its configuration again.
+    pub(crate) fn hang_up(&self) {
+        kill_process(Pid::from_raw(self.pid().cast_signed()).unwrap(), Signal::HUP).unwrap();
     }
 
     async fn signal(self, signal: Signal) -> Output {
