@@ -69,7 +69,7 @@ facts! {
     info WalHeldLess { slot: String, wal_held_bytes: i64, max_retained_wal: u64 } "the server keeps less of its log for the slot than it may"
         do "As for more than half of it.";
     warn WalHeldHigh { slot: String, wal_held_bytes: i64, max_retained_wal: u64 } "the server keeps more than half of source.max_retained_wal of its log for the slot: see what flagpost waits for with \"flagpost status\""
-        do "`flagpost status`: is the ledger's disk full, is the database's load higher than flagpost can read, is an old transaction open?";
+        do "`flagpost status`: is the ledger's disk full, is the database's load higher than flagpost can read, is an old transaction open? Mend that.";
     error WalHeldOver { slot: String, wal_held_bytes: i64, max_retained_wal: u64, action: &'static str } "the server keeps more than source.max_retained_wal of its log for the slot, and its disk may fill up: see what flagpost waits for with \"flagpost status\""
         do "The same, now. If the database's disk is in danger, `flagpost uninstall` drops the slot, and `flagpost recover` sends later what was missed.";
     info WalReserved { slot: String, wal_held_bytes: Option<i64> } "the slot's log is within max_wal_size again"
