@@ -67,7 +67,7 @@ pub async fn run(
         // It ends with the process: what it still has is dropped.
         tokio::spawn(collector.run(spans));
     }
-    let watched = tokio::spawn(ops::service::watch(config.state_dir.clone(), Arc::clone(&pulse)));
+    let watched = tokio::spawn(ops::service::watch(config.clone(), Arc::clone(&pulse)));
     let ended = run_as_long_as_there_is_room(reloading, ready, room, &pulse, &stop).await;
     ops.abort();
     watched.abort();

@@ -4,20 +4,25 @@
 //! Without a service manager (no `NOTIFY_SOCKET`) nothing happens. Source: systemd's manual, sd_notify(3),
 //! sd_watchdog_enabled(3).
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use sd_notify::NotifyState;
 use tokio::time::MissedTickBehavior;
+use tokio_postgres::Client;
 
+use crate::config::{Config, Mode};
 use crate::error::Result;
 use crate::fact::{ServiceManagerUntold, WatchdogWithheld};
 use crate::ledger::Reader;
 use crate::pulse::{Phase, Pulse, Trouble};
+use crate::source::{connect, outbox_facts, slot_facts};
 
 /// Between two lines of how we are.
 const STATUS_EVERY: Duration = Duration::from_secs(10);
+/// So long the server may take to tell how far we are behind.
+const SERVER_TELLS_WITHIN: Duration = Duration::from_secs(3);
 
 /// The mirror is loaded and the source is open, or what was asked for is reloaded.
 pub fn ready(status: &str) {
@@ -44,14 +49,15 @@ pub fn status(status: &str) {
     tell(&[NotifyState::Status(status)]);
 }
 
-/// Feeds the watchdog as long as no stage is stuck, and tells now and then how we are; forever. The ledger is in `directory`.
-pub async fn watch(directory: PathBuf, pulse: Arc<Pulse>) {
+/// Feeds the watchdog as long as no stage is stuck, and tells now and then how we are; forever.
+pub async fn watch(config: Config, pulse: Arc<Pulse>) {
     // Twice in the time that systemd waits, as its manual advises.
     let watchdog = sd_notify::watchdog_enabled().map(|limit| limit / 2);
     let is_heard = std::env::var_os("NOTIFY_SOCKET").is_some();
     if !is_heard {
         return;
     }
+    let mut server = None;
     let mut feed = tokio::time::interval(watchdog.unwrap_or(STATUS_EVERY));
     let mut line = tokio::time::interval(STATUS_EVERY);
     feed.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -59,7 +65,7 @@ pub async fn watch(directory: PathBuf, pulse: Arc<Pulse>) {
     loop {
         tokio::select! {
             _ = feed.tick(), if watchdog.is_some() => feed_watchdog(&pulse.stuck()),
-            _ = line.tick() => tell_how_we_are(&directory, &pulse).await,
+            _ = line.tick() => tell_how_we_are(&config, &mut server, &pulse).await,
         }
     }
 }
@@ -71,18 +77,40 @@ fn feed_watchdog(stuck: &[Trouble]) {
     WatchdogWithheld { reason: joined(stuck) }.tell();
 }
 
-async fn tell_how_we_are(directory: &Path, pulse: &Pulse) {
+async fn tell_how_we_are(config: &Config, server: &mut Option<Client>, pulse: &Pulse) {
     // What is said of the other phases is said when they begin.
     if pulse.phase().0 != Phase::Running {
         return;
     }
-    let directory = directory.to_owned();
+    let directory = config.state_dir.clone();
     let work = tokio::task::spawn_blocking(move || work(&directory)).await;
     let work = work.ok().and_then(Result::ok).unwrap_or_else(|| "the ledger cannot be read".into());
+    let lag = tokio::time::timeout(SERVER_TELLS_WITHIN, lag(config, server)).await;
+    let lag = lag.ok().and_then(Result::ok).flatten().unwrap_or_else(|| "lag unknown".into());
     match pulse.troubles().as_slice() {
-        [] => status(&format!("running: {work}")),
-        troubles => status(&format!("NOT READY: {}; {work}", joined(troubles))),
+        [] => status(&format!("running: {lag}, {work}")),
+        troubles => status(&format!("NOT READY: {}; {lag}, {work}", joined(troubles))),
     }
+}
+
+/// How far we are behind. The connection is kept for the next time.
+async fn lag(config: &Config, server: &mut Option<Client>) -> Result<Option<String>> {
+    let client = match server.take().filter(|client| !client.is_closed()) {
+        Some(client) => client,
+        None => connect(&config.database).await?,
+    };
+    let lag = match config.mode {
+        Mode::Replication => slot_facts(&client, &config.database, &config.names.slot)
+            .await?
+            .and_then(|slot| slot.lag_bytes)
+            .map(|bytes| format!("{bytes} bytes behind")),
+        Mode::Outbox => {
+            let outbox = outbox_facts(&client, &config.database).await?;
+            Some(format!("{} row changes behind", outbox.changes))
+        }
+    };
+    *server = Some(client);
+    Ok(lag)
 }
 
 /// What waits to be sent, and to whom nothing gets through.

@@ -53,13 +53,14 @@ fn is_audit(received: &Received) -> bool {
     body(received)["event_type"] == "AUDIT_LOG_CREATED"
 }
 
-/// Flagsmith's dates as if it had all happened just now, in the same order: recorded rows keep the dates of their recording.
+/// Flagsmith's dates as if it had all happened just now, within milliseconds and in the same order: recorded rows keep the dates of
+/// their recording, and what was before the ledger is nothing that it has missed.
 async fn bring_dates_to_now(client: &Client, before: &BTreeMap<&str, i64>) {
     let mut sql = String::new();
     for (table, key, date) in DATED {
         let last = before[table];
         sql.push_str(&format!(
-            "UPDATE {table} SET {date} = {date} + (clock_timestamp() - (SELECT max({date}) FROM {table})) WHERE {key} > {last};"
+            "UPDATE {table} SET {date} = now() - ((SELECT max({date}) FROM {table}) - {date}) / 100000 WHERE {key} > {last};"
         ));
     }
     client.batch_execute(&sql).await.unwrap();

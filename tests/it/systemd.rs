@@ -230,6 +230,11 @@ async fn under_a_real_systemd_it_is_started_heard_reloaded_watched_and_stopped()
         "a user of its own has the ledger"
     );
 
+    systemd.until("how it is, in a line", || {
+        let line = systemd.property("StatusText");
+        line.contains("bytes behind") && line.contains("0 deliveries wait, all endpoints answer")
+    });
+
     // Heard: what happened to one flag, by the journal's own fields.
     client
         .batch_execute("UPDATE features_featurestate SET enabled = NOT enabled WHERE id = 1")
