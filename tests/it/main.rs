@@ -13,6 +13,7 @@ mod cluster;
 mod crash;
 mod delivery;
 mod demo;
+mod documents;
 mod endpoints;
 mod golden;
 mod golden_daemon;

@@ -7,6 +7,8 @@ use std::path::Path;
 
 use serde_json::Value;
 
+use crate::documents::anchors;
+
 /// The address at which an alert's section is found.
 const RUNBOOK: &str = "https://github.com/flagpost/flagpost/blob/main/docs/operations.md#";
 /// Series that others make: Prometheus of each scrape, the blackbox exporter of each probe.
@@ -120,18 +122,6 @@ fn expressions(value: &Value, all: &mut Vec<String>) {
         Value::Array(values) => values.iter().for_each(|value| expressions(value, all)),
         _ => {}
     }
-}
-
-/// The anchors of a document's headings, as GitHub makes them.
-fn anchors(document: &str) -> BTreeSet<String> {
-    let headings = document.lines().filter_map(|line| line.strip_prefix('#'));
-    headings
-        .map(|heading| {
-            let heading = heading.trim_start_matches('#').trim().to_lowercase();
-            let kept = heading.chars().filter(|c| c.is_alphanumeric() || " -_".contains(*c));
-            kept.map(|c| if c == ' ' { '-' } else { c }).collect::<String>()
-        })
-        .collect()
 }
 
 #[test]
