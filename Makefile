@@ -14,7 +14,8 @@ test:
 	@tools/needs build postgres openssl python3 node smtp unshare pgbouncer systemd chromium
 	cargo fmt --check
 	cargo clippy --all-targets --locked -- -D warnings
-	cargo test --locked
+	# Tests mostly wait for one another's server: three at a time on two cores.
+	cargo test --locked -- --test-threads=3
 	$(MAKE) --no-print-directory test-monitoring
 	$(MAKE) --no-print-directory test-deb
 
@@ -23,10 +24,13 @@ deb: build
 	@tools/needs deb
 	@tools/deb "$$(tools/cargo-deb)"
 
-# The package, installed, upgraded, removed and purged in a scratch Debian.
-test-deb: build
-	@tools/needs postgres psql deb debootstrap systemd
-	@tools/test-deb "$$(tools/cargo-deb)"
+# The package, installed, upgraded, removed and purged in a scratch Debian. With the binary of the tests: a release build takes
+# minutes more. `PROFILE=release make test-deb` takes that one.
+PROFILE = dev
+test-deb:
+	@tools/needs build postgres psql deb debootstrap systemd
+	cargo build --locked --profile $(PROFILE)
+	@PROFILE=$(PROFILE) tools/test-deb "$$(tools/cargo-deb)"
 
 # Prometheus' own checks of the alerting rules.
 test-monitoring:
