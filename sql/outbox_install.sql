@@ -97,7 +97,10 @@ BEGIN
             RAISE EXCEPTION USING ERRCODE = 'configuration_limit_exceeded',
                 MESSAGE = 'flagpost.outbox has reached its cap of {cap} bytes: start flagpost, or uninstall its outbox';
         END IF;
-        PERFORM set_config('flagpost.looked', left(now()::text, 19), false);
+        -- In a condition: PERFORM would set FOUND, which below says whether the short way was taken.
+        IF set_config('flagpost.looked', left(now()::text, 19), false) IS NULL THEN
+            NULL;
+        END IF;
     END IF;
     -- is_first: not alone in its transaction, and the first there. That is noted for this transaction only, and forgotten with a
     -- savepoint, as is the row that it stands for.
