@@ -2,8 +2,7 @@
 //!
 //! Shutdown is one list, in `Running::stop`: stop reading → finish attempts → commit → last status update → exit.
 
-use std::future::{Future, pending};
-use std::pin::pin;
+use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -32,6 +31,7 @@ use crate::reload::{Levers, Reloading, delivery_terms, housekeeping_terms, notic
 use crate::room::{Room, Waited};
 use crate::schema::Table;
 use crate::source::{Catalog, Channels, Coverage, Feed, Hold, QUEUE, give_up_slot};
+use crate::stage::Stage;
 
 /// How long the ledger's writer may take to tell why it ended, after another stage has failed.
 const WRITER_TELLS_WITHIN: Duration = Duration::from_millis(100);
@@ -107,7 +107,7 @@ async fn run_as_long_as_there_is_room(
             let (running, levers) =
                 start(&config, prepared, Purpose::Send, None, dispatch, pulse, token.clone()).await?;
             ready(&running.summary);
-            reloading.serve(&levers.with_delivery(terms), running.wait()).await
+            reloading.serve(&levers.with_delivery(terms), Box::pin(running.wait())).await
         };
         match ended.await {
             Err(error) if error.kind() == Kind::LedgerFull => {
@@ -223,19 +223,22 @@ fn stop_on_signals(stop: &CancellationToken, pulse: &Arc<Pulse>) -> Result<()> {
     Ok(())
 }
 
+/// A stage that is a task.
+type Task<T> = Stage<T, JoinHandle<Result<T>>>;
+/// A stage that is a thread, which sends how it ended.
+type Thread = Stage<(), oneshot::Receiver<Result<()>>>;
+
 struct Running {
     summary: String,
     stop: CancellationToken,
-    source: JoinHandle<Result<Option<Feed>>>,
-    capture: oneshot::Receiver<Result<()>>,
-    /// It has told that it ended well, and tells nothing more.
-    has_captured: bool,
-    consumer: JoinHandle<Result<()>>,
-    coverage: JoinHandle<Result<Coverage>>,
-    housekeeper: JoinHandle<Result<()>>,
-    notifier: JoinHandle<Result<()>>,
+    source: Task<Option<Feed>>,
+    capture: Thread,
+    consumer: Task<()>,
+    coverage: Task<Coverage>,
+    housekeeper: Task<()>,
+    notifier: Task<()>,
     positions: Positions,
-    writer_ended: oneshot::Receiver<Result<()>>,
+    writer: Thread,
 }
 
 fn dispatcher(config: &Config, outlet: Outlet, terms: mpsc::Receiver<Terms>) -> Result<Dispatcher> {
@@ -356,15 +359,14 @@ where
     let running = Running {
         summary,
         stop,
-        source,
-        capture,
-        has_captured: false,
-        consumer,
-        coverage,
-        housekeeper,
-        notifier,
+        source: Stage::new("the source", source),
+        capture: Stage::new("the capture thread", capture),
+        consumer: Stage::new("the dispatcher", consumer),
+        coverage: Stage::new("the coverage watch", coverage),
+        housekeeper: Stage::new("the housekeeper", housekeeper),
+        notifier: Stage::new("the notifier", notifier),
         positions,
-        writer_ended: writer.ended,
+        writer: Stage::new("the ledger's writer", writer.ended),
     };
     Ok((running, levers))
 }
@@ -499,57 +501,39 @@ impl Running {
     /// After a failure: what still runs ends on its own, calls in flight first; what does not is cut off.
     async fn take_down(&mut self) {
         let Running { source, consumer, coverage, housekeeper, notifier, .. } = self;
-        end(consumer).await;
-        end(source).await;
-        end(coverage).await;
-        end(housekeeper).await;
-        end(notifier).await;
+        end(consumer.handle()).await;
+        end(source.handle()).await;
+        end(coverage.handle()).await;
+        end(housekeeper.handle()).await;
+        end(notifier.handle()).await;
     }
 
-    /// The error of the stage that failed. A stage that ends without one does so because its neighbour is gone, and the
-    /// neighbour tells why.
+    /// The error of the stage that failed.
     async fn failure(&mut self) -> Error {
-        let Running {
-            source,
-            capture,
-            has_captured,
-            consumer,
-            coverage,
-            housekeeper,
-            notifier,
-            writer_ended,
-            ..
-        } = self;
-        let mut writer = pin!(async { error_of(flatten(writer_ended.await, "the ledger's writer")).await });
+        let Running { source, capture, consumer, coverage, housekeeper, notifier, writer, .. } = self;
         let error = tokio::select! {
             biased;
-            error = &mut writer => return error,
-            error = async { error_of(coverage.await.map_err(|e| panicked("the coverage watch", &e)).flatten()).await } => error,
-            error = async { error_of(source.await.map_err(|e| panicked("the source", &e)).flatten()).await } => error,
-            error = async {
-                let ended = flatten(capture.await, "the capture thread");
-                *has_captured = ended.is_ok();
-                error_of(ended).await
-            } => error,
-            error = async { error_of(consumer.await.map_err(|e| panicked("the dispatcher", &e)).flatten()).await } => error,
-            error = async { error_of(notifier.await.map_err(|e| panicked("the notifier", &e)).flatten()).await } => error,
-            error = async { error_of(housekeeper.await.map_err(|e| panicked("the housekeeper", &e)).flatten()).await } => error,
+            error = writer.failure() => return error,
+            error = coverage.failure() => error,
+            error = source.failure() => error,
+            error = capture.failure() => error,
+            error = consumer.failure() => error,
+            error = notifier.failure() => error,
+            error = housekeeper.failure() => error,
         };
         // Whoever writes to the ledger notices that its writer is gone a moment before the writer has told why.
-        tokio::time::timeout(WRITER_TELLS_WITHIN, writer).await.unwrap_or(error)
+        tokio::time::timeout(WRITER_TELLS_WITHIN, writer.failure()).await.unwrap_or(error)
     }
 
     async fn stop(self) -> Result<()> {
-        let source = self.source.await.map_err(|e| panicked("the source", &e)).flatten()?;
-        if !self.has_captured {
-            flatten(self.capture.await, "the capture thread")?;
-        }
-        self.consumer.await.map_err(|e| panicked("the dispatcher", &e)).flatten()?;
-        self.notifier.await.map_err(|e| panicked("the notifier", &e)).flatten()?;
-        self.housekeeper.await.map_err(|e| panicked("the housekeeper", &e)).flatten()?;
-        let mut coverage = self.coverage.await.map_err(|e| panicked("the coverage watch", &e)).flatten()?;
+        let source = self.source.result().await?;
+        self.capture.result().await?;
+        self.consumer.result().await?;
+        self.notifier.result().await?;
+        self.housekeeper.result().await?;
+        let mut coverage = self.coverage.result().await?;
         // Every sender is gone: the writer commits what it has and ends.
-        flatten(self.writer_ended.await, "the ledger's writer")?;
+        self.writer.result().await?;
         let Positions { durable, confirmable } = self.positions;
         if coverage.is_whole().await {
             confirmable.send_replace(*durable.borrow());
@@ -567,22 +551,6 @@ async fn end<T>(task: &mut JoinHandle<T>) {
     if !task.is_finished() && tokio::time::timeout(STOP_WITHIN, &mut *task).await.is_err() {
         task.abort();
     }
-}
-
-async fn error_of<T>(result: Result<T>) -> Error {
-    match result {
-        Err(error) => error,
-        Ok(_) => pending().await,
-    }
-}
-
-fn flatten<E>(result: Result<Result<()>, E>, who: &str) -> Result<()> {
-    result
-        .unwrap_or_else(|_| Err(Error::internal(format!("{who} has died: this is a bug, please report it"))))
-}
-
-fn panicked(who: &str, error: &tokio::task::JoinError) -> Error {
-    Error::internal(format!("{who} has died ({error}): this is a bug, please report it"))
 }
 
 /// How long a stop may take, so that an operator's service manager can be told: attempts in flight, then the commits.

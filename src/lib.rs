@@ -26,3 +26,4 @@ pub mod room;
 pub mod schema;
 pub mod shadow;
 pub mod source;
+mod stage;

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 const VOCABULARY: [&str; 5] = ["change", "schema", "error", "fact", "pulse"];
 
 /// They put the parts together and may import anything.
-const WIRING: [&str; 11] = [
+const WIRING: [&str; 12] = [
     "baseline",
     "capture",
     "cli",
@@ -18,6 +18,7 @@ const WIRING: [&str; 11] = [
     "reload",
     "room",
     "shadow",
+    "stage",
 ];
 
 /// What each stage may import besides the vocabulary and itself, from left to right. `config` names the types that a key is
