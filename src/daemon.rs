@@ -30,7 +30,7 @@ use crate::pulse::{Phase, Pulse};
 use crate::reload::{Levers, Reloading, delivery_terms, housekeeping_terms, notice_terms};
 use crate::room::{Room, Waited};
 use crate::schema::Table;
-use crate::source::{Catalog, Channels, Coverage, Feed, Hold, QUEUE, give_up_slot};
+use crate::source::{Catalog, Channels, Coverage, Feed, Hold, QUEUE, beat, give_up_slot};
 use crate::stage::Stage;
 
 /// How long the ledger's writer may take to tell why it ended, after another stage has failed.
@@ -59,6 +59,8 @@ pub async fn run(
     let hold = Hold::new(config.database.clone(), config.names.slot.clone(), config.retained);
     let room = Room::new(config, hold.levels());
     let hold = (config.mode == Mode::Replication).then(|| tokio::spawn(hold.watch(stop.clone())));
+    let every = config.heartbeat.filter(|_| config.mode == Mode::Replication);
+    let heartbeat = every.map(|every| tokio::spawn(beat(config.database.clone(), every, stop.clone())));
     if let Some(base) = &config.traces {
         let collector = Collector::new(base)
             .map_err(|e| Error::internal(format!("the HTTP client of traces cannot be made: {e}")))?;
@@ -71,8 +73,8 @@ pub async fn run(
     let ended = run_as_long_as_there_is_room(reloading, ready, room, &pulse, &stop).await;
     ops.abort();
     watched.abort();
-    if let Some(hold) = hold {
-        hold.abort();
+    for task in [hold, heartbeat].into_iter().flatten() {
+        task.abort();
     }
     ended
 }

@@ -186,6 +186,7 @@ pub fn origin(
             catalog: catalog.clone(),
             system_id,
             from,
+            messages: config.heartbeat.is_some(),
             until: match until {
                 Some(Until::Position(position)) => Some(position),
                 Some(Until::Snapshot(_)) | None => None,

@@ -61,6 +61,7 @@ impl Config {
             state_dir: self.state_dir.clone(),
             ops_listen: self.ops_listen,
             status_page: self.status_page.clone(),
+            heartbeat: self.heartbeat,
             retained: self.retained,
             log_format: self.log_format,
             traces: self.traces.clone(),

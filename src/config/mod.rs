@@ -81,6 +81,8 @@ pub struct Config {
     pub outbox: Outbox,
     /// Between two looks at the outbox when nothing is notified.
     pub poll: Duration,
+    /// Between two heartbeats in the server's log; `None` for none.
+    pub heartbeat: Option<Duration>,
     /// What the server may keep of its log for the replication slot.
     pub retained: Limit,
     /// The replication slot, the publication, and the schema of Flagsmith's tables.
@@ -208,6 +210,7 @@ fn check(written: raw::Written, environment: &BTreeMap<String, String>) -> Resul
             ..Outbox::default()
         },
         poll: duration("source.outbox_poll", raw.source.outbox_poll, Duration::from_secs(1))?,
+        heartbeat: heartbeat(raw.source.heartbeat)?,
         retained: Limit {
             bytes: bytes("source.max_retained_wal", raw.source.max_retained_wal, Limit::default().bytes)?,
             gives_up: gives_up(raw.source.max_retained_wal_action.as_deref())?,
@@ -429,6 +432,19 @@ fn log_format(text: Option<&str>) -> Result<LogFormat> {
     }
 }
 
+fn heartbeat(text: Option<String>) -> Result<Option<Duration>> {
+    let every = duration("source.heartbeat", text, Duration::ZERO)?;
+    if every.is_zero() {
+        return Ok(None);
+    }
+    if every < Duration::from_secs(1) {
+        return Err(Error::config(format!(
+            "source.heartbeat is {every:?}: use 1s or more, or 0 for none (the server's own keepalives suffice)"
+        )));
+    }
+    Ok(Some(every))
+}
+
 fn duration(key: &str, text: Option<String>, default: Duration) -> Result<Duration> {
     text.map_or(Ok(default), |text| parse_duration(key, &text))
 }
@@ -518,6 +534,7 @@ mod tests {
             ("[notify]\nto = [\"ops@example.com\"]\n", "notify.smtp"),
             ("[notify]\nwebhook = \"ftp://example.com\"\n", "notify.webhook"),
             ("[source]\nmax_retained_wal_action = \"panic\"\n", "drop-slot"),
+            ("[source]\nheartbeat = \"10ms\"\n", "1s or more"),
             ("[traces]\nendpoint = \"http://user:pw@collector:4318\"\n", "traces.endpoint"),
             ("[state]\nmax_size = \"4 elephants\"\n", "state.max_size"),
             ("[state]\nmax_size = \"99999999999GiB\"\n", "state.max_size"),
@@ -582,6 +599,7 @@ mod tests {
             (default.metadata_events, default.ops_listen, default.log_format, &default.log_level)
         );
         assert_eq!((shown.https_only, shown.retained), (default.https_only, default.retained));
+        assert_eq!((shown.heartbeat, default.heartbeat), (None, None));
         assert_eq!((&shown.schedule, shown.max_in_flight), (&default.schedule, default.max_in_flight));
         assert_eq!(
             (shown.breaker, shown.secret_rotation, shown.retention, shown.notify.after),

@@ -42,6 +42,7 @@ pub(super) struct Source {
     pub(super) outbox_poll: Option<String>,
     pub(super) settle: Option<String>,
     pub(super) settle_max: Option<String>,
+    pub(super) heartbeat: Option<String>,
     pub(super) max_retained_wal: Option<String>,
     pub(super) max_retained_wal_action: Option<String>,
 }
@@ -192,6 +193,7 @@ pub(super) const KEYS: &[(&str, &str)] = &[
     ("source", "outbox_poll"),
     ("source", "settle"),
     ("source", "settle_max"),
+    ("source", "heartbeat"),
     ("source", "max_retained_wal"),
     ("source", "max_retained_wal_action"),
     ("state", "dir"),

@@ -80,6 +80,8 @@ facts! {
         do "`ALTER SYSTEM SET max_slot_wal_keep_size = …; SELECT pg_reload_conf()` as superuser.";
     error WalLost { slot: String, wal_status: String, reason: Option<String> } "the server has given the slot's log up: what changed since is to be recovered with \"flagpost recover\""
         do "`flagpost recover`.";
+    warn HeartbeatFailed { error: String } "the heartbeat (source.heartbeat) could not be left in the server's log"
+        do "What the error says; told once until one could be left again. Changes come all the same. A role that may not execute `pg_logical_emit_message` (everybody may by default), or a standby, where nobody can write: set `source.heartbeat = \"0\"`.";
     warn DropUnnoted { error: String } "that the slot was dropped could not be noted in the ledger"
         do "Nothing: the next start finds the slot gone and says the same. `flagpost recover`.";
     info LedgerRecovered { lsn: String } "the ledger is recovered"

@@ -76,7 +76,7 @@ impl Assembler {
                     self.change(relation, |_| Ok(Op::Truncate))?;
                 }
             }
-            Message::Origin | Message::Type | Message::Logical => {}
+            Message::Origin | Message::Type | Message::Logical { .. } => {}
         }
         Ok(None)
     }

@@ -28,6 +28,8 @@ pub struct Follow {
     pub from: Lsn,
     /// Where to end; `None` for never.
     pub until: Option<Lsn>,
+    /// Whether heartbeats are to come along.
+    pub messages: bool,
 }
 
 /// A stream that can be opened again.
@@ -124,6 +126,6 @@ async fn try_open(follow: &Follow, from: Lsn, channels: &Channels) -> Result<Str
             ),
         ));
     }
-    Stream::start(replication, &follow.names, follow.catalog.clone(), from, follow.until, channels.clone())
-        .await
+    let Follow { names, catalog, until, messages, .. } = follow;
+    Stream::start(replication, names, catalog.clone(), from, *until, *messages, channels.clone()).await
 }

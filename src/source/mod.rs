@@ -11,6 +11,7 @@ mod coverage;
 mod feed;
 mod follow;
 mod health;
+mod heartbeat;
 mod hold;
 mod observe;
 mod outbox;
@@ -38,6 +39,7 @@ pub use health::{
     open_transactions, own_calls, prepared_transactions, role_facts, session_facts, settings, slot_cost,
     tls_facts, unread_slots,
 };
+pub use heartbeat::beat;
 pub use hold::{Hold, Level, Limit, give_up_slot};
 pub use observe::{
     Identity, Listener, Quota, ServerFacts, SlotFacts, has_publication, listeners, server_facts, server_port,

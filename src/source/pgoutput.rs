@@ -110,8 +110,15 @@ pub enum Message<'a> {
         /// The tables.
         relations: Vec<u32>,
     },
-    /// `pg_logical_emit_message`; not asked for.
-    Logical,
+    /// `pg_logical_emit_message`. Asked for with a heartbeat only; others' come along.
+    Logical {
+        /// Whether it belongs to a transaction, with which it is sent. Else it is sent where it stands in the log.
+        is_transactional: bool,
+        /// Where it stands in the log.
+        lsn: Lsn,
+        /// Whose it is; in whatever encoding.
+        prefix: &'a [u8],
+    },
 }
 
 /// Decodes the payload of one `XLogData` message.
@@ -140,7 +147,11 @@ pub fn decode(bytes: &[u8]) -> Result<Message<'_>> {
             }
         }
         b'T' => truncate(&mut input)?,
-        b'M' => Message::Logical,
+        b'M' => Message::Logical {
+            is_transactional: input.byte()? & 1 == 1,
+            lsn: input.lsn()?,
+            prefix: input.bytes_to_zero()?,
+        },
         other => return Err(Malformed::Unknown(other)),
     })
 }
@@ -227,10 +238,14 @@ impl<'a> Input<'a> {
     }
 
     fn string(&mut self) -> Result<&'a str> {
+        std::str::from_utf8(self.bytes_to_zero()?).map_err(|_| Malformed::Utf8)
+    }
+
+    fn bytes_to_zero(&mut self) -> Result<&'a [u8]> {
         let end = self.0.iter().position(|b| *b == 0).ok_or(Malformed::Short)?;
-        let text = self.take(end)?;
+        let bytes = self.take(end)?;
         self.byte()?;
-        std::str::from_utf8(text).map_err(|_| Malformed::Utf8)
+        Ok(bytes)
     }
 
     fn tuple(&mut self) -> Result<Tuple<'a>> {
@@ -342,7 +357,12 @@ mod tests {
             }
             Message::Origin => out.extend_from_slice(b"O\0\0\0\0\0\0\0\x01name\0"),
             Message::Type => out.extend_from_slice(b"Y\0\0\0\x01ns\0name\0"),
-            Message::Logical => out.extend_from_slice(b"M\0\0\0\0\0\0\0\0\x01p\0\0\0\0\x01x"),
+            Message::Logical { is_transactional, lsn, prefix } => {
+                out.extend_from_slice(&[b'M', u8::from(*is_transactional)]);
+                out.extend_from_slice(&lsn.0.to_be_bytes());
+                out.extend_from_slice(prefix);
+                out.extend_from_slice(b"\0\0\0\0\x01x");
+            }
         }
         out
     }
@@ -372,7 +392,7 @@ mod tests {
             Message::Truncate { relations: vec![1, 2, 3] },
             Message::Origin,
             Message::Type,
-            Message::Logical,
+            Message::Logical { is_transactional: false, lsn: Lsn(7), prefix: b"p\xff" },
         ]
     }
 
@@ -387,7 +407,8 @@ mod tests {
     fn a_message_cut_short_anywhere_is_an_error() {
         for message in examples() {
             let bytes = encode(&message);
-            let body_is_skipped = matches!(message, Message::Origin | Message::Type | Message::Logical);
+            let body_is_skipped =
+                matches!(message, Message::Origin | Message::Type | Message::Logical { .. });
             for length in 0..bytes.len() {
                 let result = decode(&bytes[..length]);
                 assert!(result.is_err() || (body_is_skipped && length > 0), "{message:?} cut to {length}");

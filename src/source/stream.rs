@@ -16,7 +16,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::assemble::Assembler;
 use super::catalog::Catalog;
-use super::pgoutput::{decode, from_postgres_epoch, to_postgres_epoch};
+use super::heartbeat::PREFIX;
+use super::pgoutput::{Message, decode, from_postgres_epoch, to_postgres_epoch};
 use super::replication::{Names, Replication};
 use super::wire::{Frame, Wire};
 use crate::change::{Lsn, Micros, Transaction};
@@ -133,19 +134,22 @@ pub struct Stream {
 }
 
 impl Stream {
-    /// Starts streaming after `from`, for ever or up to a position.
+    /// Starts streaming after `from`, for ever or up to a position. With `messages`, heartbeats come along.
     pub async fn start(
         replication: Replication,
         names: &Names,
         catalog: Catalog,
         from: Lsn,
         until: Option<Lsn>,
+        messages: bool,
         channels: Channels,
     ) -> Result<Stream> {
         let Replication { mut wire, server } = replication;
         let command = format!(
-            "START_REPLICATION SLOT \"{}\" LOGICAL {from} (proto_version '1', publication_names '\"{}\"')",
-            names.slot, names.publication
+            "START_REPLICATION SLOT \"{}\" LOGICAL {from} (proto_version '1', publication_names '\"{}\"'{})",
+            names.slot,
+            names.publication,
+            if messages { ", messages 'true'" } else { "" }
         );
         wire.start_copy(&format!("reading replication slot {:?}", names.slot), &command).await?;
         let quiet = server.sender_timeout.unwrap_or(Duration::MAX).clamp(*QUIET.start(), *QUIET.end());
@@ -286,11 +290,7 @@ impl Stream {
                 let position = Lsn(body.get_u64());
                 let server_time = from_postgres_epoch(body.get_i64());
                 let wants_reply = body.get_u8() == 1;
-                self.received = self.received.max(position);
-                let is_end = self.until.is_some_and(|until| position >= until);
-                let position = self.until.map_or(position, |until| position.min(until));
-                let item = Item::Alive { position, caught_up: position >= self.goal };
-                let goes_on = self.hand_on(item, server_time, stop).await? && !is_end;
+                let goes_on = self.alive(position, server_time, stop).await?;
                 if wants_reply {
                     self.status(false).await?;
                 }
@@ -300,12 +300,27 @@ impl Stream {
         }
     }
 
+    /// Everything before this position has been handed on. False at the end.
+    async fn alive(&mut self, position: Lsn, server_time: Micros, stop: &CancellationToken) -> Result<bool> {
+        self.received = self.received.max(position);
+        let is_end = self.until.is_some_and(|until| position >= until);
+        let position = self.until.map_or(position, |until| position.min(until));
+        let item = Item::Alive { position, caught_up: position >= self.goal };
+        Ok(self.hand_on(item, server_time, stop).await? && !is_end)
+    }
+
     async fn message(&mut self, body: &[u8], server_time: Micros, stop: &CancellationToken) -> Result<bool> {
         let message = decode(body).map_err(|e| {
             Error::internal(format!(
                 "the server sent {e}: nothing was confirmed; restart flagpost, report it if it stays"
             ))
         })?;
+        // One that belongs to no transaction comes where it stands in the log: after all that was committed before it.
+        if let Message::Logical { is_transactional: false, lsn, prefix } = message
+            && prefix == PREFIX.as_bytes()
+        {
+            return self.alive(lsn, server_time, stop).await;
+        }
         let Some(transaction) = self.assembler.take(message)? else { return Ok(true) };
         // A server may start a little before the position that was asked for; what was handed on is not handed on twice.
         if transaction.end_lsn <= self.handed_on {

@@ -8,6 +8,7 @@ use tokio_postgres::Client;
 
 use crate::cli::flagsmith;
 use crate::support::cluster_options;
+use crate::support::mute::without_keepalives;
 use crate::support::process::{Daemon, Installation};
 
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -91,5 +92,39 @@ async fn the_slot_follows_the_other_databases_of_the_cluster_while_flagsmith_is_
         assert!(now < deadline, "confirmed {confirmed}, restart {restart}, the log ended at {end}");
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
+    daemon.terminate().await.success();
+}
+
+#[tokio::test]
+async fn where_no_keepalive_comes_through_the_heartbeat_moves_the_slot() {
+    let cluster = Cluster::start(cluster_options()).await.unwrap();
+    let client = flagsmith(&cluster, "127.0.0.1:1".parse().unwrap()).await;
+    let installation = Installation::new(&without_keepalives(&cluster).await);
+    installation.run(&["setup"]).await.success();
+    client.batch_execute("CREATE TABLE t (id int)").await.unwrap();
+    let confirmed = || lsn(&client, "SELECT confirmed_flush_lsn::text FROM pg_replication_slots");
+    let before = confirmed().await;
+    // Of others too, in any encoding, in a transaction and in none.
+    let marks = "INSERT INTO t VALUES (1);
+         SELECT pg_logical_emit_message(false, 'other', 'x'), pg_logical_emit_message(true, 'flagpost', 'x'),
+                pg_logical_emit_message(false, 'flagpost2', '\\xff00'::bytea)";
+
+    let daemon = Daemon::start(&installation).await;
+    client.batch_execute(marks).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!(confirmed().await, before, "keepalives come through");
+    daemon.terminate().await.success();
+
+    let installation = installation.with("FLAGPOST_SOURCE_HEARTBEAT", "1s");
+    let daemon = Daemon::start(&installation).await;
+    client.batch_execute(marks).await.unwrap();
+    let written = lsn(&client, "SELECT pg_current_wal_lsn()::text").await;
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    while confirmed().await < written {
+        let now = tokio::time::Instant::now();
+        assert!(now < deadline, "confirmed {}, written {written}: {}", confirmed().await, daemon.stderr());
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert!(!daemon.stderr().contains("WARN"), "{}", daemon.stderr());
     daemon.terminate().await.success();
 }

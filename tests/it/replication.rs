@@ -73,6 +73,7 @@ impl Setting {
             system_id: Replication::connect(&self.info).await.unwrap().server().system_id.clone(),
             from: self.from,
             until: None,
+            messages: false,
         });
         let stop = self.stop.clone();
         let feed = Feed::open(origin, self.channels.clone()).await.unwrap();
@@ -287,7 +288,15 @@ async fn a_slot_that_was_dropped_moved_or_belongs_to_another_cluster_stops_us() 
     let system_id = Replication::connect(&s.info).await.unwrap().server().system_id.clone();
     let open = |from, system_id: &str| {
         let (info, names, catalog) = (s.info.clone(), s.names.clone(), s.catalog.clone());
-        let follow = Follow { info, names, catalog, system_id: system_id.to_owned(), from, until: None };
+        let follow = Follow {
+            info,
+            names,
+            catalog,
+            system_id: system_id.to_owned(),
+            from,
+            until: None,
+            messages: false,
+        };
         Feed::open(Origin::Replication(follow), s.channels.clone())
     };
     let error = open(s.from, "1").await.err().unwrap();

@@ -10,6 +10,7 @@ pub(crate) use source::{Source, on_both_sources};
 pub(crate) mod browser;
 pub(crate) mod call;
 pub(crate) mod flagsmith;
+pub(crate) mod mute;
 pub(crate) mod oracle;
 pub(crate) mod pooler;
 pub(crate) mod process;
