@@ -62,8 +62,7 @@ pub async fn run(
     let every = config.heartbeat.filter(|_| config.mode == Mode::Replication);
     let heartbeat = every.map(|every| tokio::spawn(beat(config.database.clone(), every, stop.clone())));
     if let Some(base) = &config.traces {
-        let collector = Collector::new(base)
-            .map_err(|e| Error::internal(format!("the HTTP client of traces cannot be made: {e}")))?;
+        let collector = Collector::new(base).map_err(Error::no_http_client)?;
         let (out, spans) = mpsc::channel(traces::QUEUE);
         trace::begin(out);
         // It ends with the process: what it still has is dropped.

@@ -98,6 +98,14 @@ impl Error {
         Self::new(Kind::Internal, message)
     }
 
+    /// The HTTP client cannot be made. What it is made of has been checked by then, so the machine is what is left.
+    pub fn no_http_client(why: impl std::fmt::Display) -> Self {
+        Self::config(format!(
+            "the HTTP client cannot be made: {why}: install the issuers of certificates (Debian: apt-get install ca-certificates), or \
+             name a PEM file of them in the environment's SSL_CERT_FILE"
+        ))
+    }
+
     /// Keeps the cause for `{:?}` and `source()`; the message stays what the operator reads.
     #[must_use]
     pub fn caused_by(mut self, source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {

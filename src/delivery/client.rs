@@ -128,7 +128,7 @@ impl Client {
         let resolver = Resolver::new(settings.guard.clone(), Arc::clone(&settings.lookup));
         let http = |tls: &Tls| {
             let ordinary = build(&settings, tls, ForClient { resolver: resolver.clone(), port: None })
-                .map_err(|e| Error::internal(format!("the HTTP client cannot be made: {}", chain(&e))))?;
+                .map_err(|e| Error::no_http_client(chain(&e)))?;
             Ok::<_, Error>(Http { tls: tls.clone(), ordinary, at_database_port: OnceLock::new() })
         };
         let mut special = HashMap::new();

@@ -89,7 +89,7 @@ impl OperatorWebhook {
             .redirect(reqwest::redirect::Policy::none())
             .timeout(TIMEOUT)
             .build()
-            .map_err(|e| Error::internal(format!("the HTTP client cannot be made: {}", chain(&e))))?;
+            .map_err(|e| Error::no_http_client(chain(&e)))?;
         Ok(OperatorWebhook { http, url })
     }
 

@@ -236,3 +236,21 @@ async fn a_root_certificate_that_cannot_be_used_is_the_configurations_fault() {
     refused(&quiet(&format!("{url}?sslmode=verify-full&sslrootcert=/nowhere.pem")), 2, "/nowhere.pem").await;
     refused(&quiet(&format!("{url}?sslmode=require")), 3, "TLS").await;
 }
+
+#[tokio::test]
+async fn a_machine_without_issuers_of_certificates_is_told_what_to_install() {
+    let cluster = Cluster::start(cluster_options()).await.unwrap();
+    let _client = flagsmith(&cluster, "127.0.0.1:1".parse().unwrap()).await;
+    let installation = Installation::new(&cluster.url("postgres", "flagsmith"))
+        .with("FLAGPOST_NETWORK_ALLOW", "127.0.0.0/8")
+        .with("SSL_CERT_FILE", "/nonexistent")
+        .with("SSL_CERT_DIR", "/nonexistent");
+    installation.run(&["setup"]).await.success();
+    let ended = installation.run(&["run"]).await;
+    assert_eq!(ended.code, 2, "{ended:?}");
+    assert!(ended.stderr.contains("apt-get install ca-certificates"), "{}", ended.stderr);
+    let report = installation.run(&["check"]).await;
+    let line = report.stdout.lines().find(|line| line.contains("endpoint-certificate")).unwrap();
+    assert!(report.code == 2 && line.starts_with("FAIL"), "{report:?}");
+    assert!(report.stdout.contains("install the system's issuers (package ca-certificates)"));
+}

@@ -15,6 +15,7 @@ use crate::change::Micros;
 use crate::cli::printable::one_line;
 use crate::config::Config;
 use crate::delivery::{Handshakes, Resolver, Shown, SystemLookup, redacted};
+use crate::error::Kind;
 use crate::event::EndpointKey;
 
 /// An endpoint that does not answer must not hold the report up.
@@ -46,10 +47,12 @@ pub(super) async fn check(config: &Config, good: &[&Enabled<'_>], report: &mut R
     let handshakes = match Handshakes::new(resolver, &config.trust) {
         Ok(handshakes) => handshakes,
         Err(error) => {
-            return report.warn(
+            // The daemon would not start: its HTTP client needs them too.
+            return report.fail(
                 Code::EndpointCertificate,
+                Kind::Config,
                 error,
-                "install the system's issuers (package ca-certificates), or name yours in network.ca_file",
+                "install the system's issuers (package ca-certificates), or name yours in SSL_CERT_FILE",
             );
         }
     };
