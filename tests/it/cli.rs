@@ -334,7 +334,7 @@ async fn check_tells_of_full_limits_foreign_slots_and_lost_ones() {
     client.batch_execute("SELECT pg_drop_replication_slot('flagpost')").await.unwrap();
     let output = installation.run(&["check", "--json"]).await;
     assert_eq!(output.code, 4, "{output:?}");
-    assert_check(&output.json(), "slot", "fail", "flagpost setup --resnapshot");
+    assert_check(&output.json(), "slot", "fail", "flagpost recover");
 }
 
 #[tokio::test]

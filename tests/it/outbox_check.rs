@@ -236,7 +236,7 @@ async fn each_way_in_which_triggers_miss_changes_is_named_with_its_table_and_men
     let report = s.check(4).await;
     assert_check(&report, "outbox-triggers", "fail", "no trigger flagpost_insert, flagpost_update");
     assert_check(&report, "outbox-triggers", "fail", "--resnapshot");
-    s.installation.run(&["setup", "--mode", "outbox", "--resnapshot"]).await.success();
+    s.installation.run(&["recover"]).await.success();
     // A trigger more is told, and costs nothing but room.
     s.sql(
         "CREATE TABLE foreigner (id int);
@@ -297,7 +297,7 @@ async fn a_full_outbox_and_statements_that_were_not_captured_are_told_loudly() {
         "fail",
         "UPDATE of features_featurestate: flagpost.outbox has reached its cap",
     );
-    assert_check(&report, "outbox-failures", "fail", "flagpost setup --mode outbox --resnapshot");
+    assert_check(&report, "outbox-failures", "fail", "flagpost recover");
     let text = s.installation.run(&["status"]).await.success();
     assert!(text.contains("\nNOT CAPTURED 2 statements") && text.contains("reached its cap"), "{text}");
     let outbox = s.status().await["database"]["outbox"].clone();
@@ -307,7 +307,7 @@ async fn a_full_outbox_and_statements_that_were_not_captured_are_told_loudly() {
     // The daemon stops and says why; check knows that it has.
     let ended = Daemon::try_start(&s.installation).await.err().expect("it must not run");
     assert_eq!(ended.code, 4, "{ended:?}");
-    s.installation.run(&["setup", "--mode", "outbox", "--resnapshot"]).await.success();
+    s.installation.run(&["recover"]).await.success();
     let report = s.check(0).await;
     assert_check(&report, "outbox-failures", "ok", "");
     assert_check(&report, "outbox-size", "ok", "");
@@ -327,7 +327,7 @@ async fn a_daemon_that_has_missed_changes_leaves_its_reason_for_check() {
     let report = s.check(4).await;
     assert_check(&report, "outbox-triggers", "ok", "");
     assert_check(&report, "ledger-broken", "fail", "flagpost_update on features_featurestate");
-    assert_check(&report, "ledger-broken", "fail", "flagpost setup --resnapshot");
+    assert_check(&report, "ledger-broken", "fail", "flagpost recover");
 }
 
 #[tokio::test]

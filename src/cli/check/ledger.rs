@@ -6,7 +6,7 @@ use std::path::Path;
 
 use super::code::Code;
 use super::database::View;
-use super::report::Report;
+use super::report::{AGAIN, Report};
 use crate::change::Lsn;
 use crate::cli::printable::one_line;
 use crate::config::{Config, Mode};
@@ -71,7 +71,7 @@ pub(super) fn check_files(config: &Config, report: &mut Report) -> Option<Found>
             Code::LedgerBroken,
             Kind::SlotLost,
             format!("the daemon has stopped for good, since it has missed changes: {}", one_line(reason)),
-            RESNAPSHOT,
+            AGAIN,
         );
     }
     Some(found)
@@ -133,7 +133,7 @@ pub(super) fn check_fit(config: &Config, ledger: Option<&Found>, view: &View, re
     } else {
         return report.ok(Code::LedgerPosition, "the stream goes on where the ledger ends");
     };
-    report.fail(Code::LedgerPosition, Kind::SlotLost, lost, RESNAPSHOT);
+    report.fail(Code::LedgerPosition, Kind::SlotLost, lost, AGAIN);
 }
 
 /// Whether a ledger that is filled can go on with this outbox.
@@ -173,7 +173,7 @@ pub(super) fn check_outbox_fit(
             format!(
                 "the outbox belongs to {whose}: what was taken out of it since cannot be told by this one"
             ),
-            format!("correct state.dir or database.url, or take the outbox over: {RESNAPSHOT}"),
+            format!("-- correct state.dir or database.url, or take the outbox over:\n{AGAIN}"),
         );
         return;
     }
@@ -197,7 +197,7 @@ fn check_place(config: &Config, ledger: &Found, facts: &OutboxFacts, report: &mu
             Code::LedgerPosition,
             Kind::LedgerMismatch,
             "the ledger does not tell where it is in the outbox",
-            RESNAPSHOT,
+            AGAIN,
         );
     };
     let later = highest(later(config).1.as_deref()).unwrap_or(known);
@@ -213,7 +213,7 @@ fn check_place(config: &Config, ledger: &Found, facts: &OutboxFacts, report: &mu
     } else {
         return report.ok(Code::LedgerPosition, "the outbox goes on where the ledger ends");
     };
-    report.fail(Code::LedgerPosition, Kind::SlotLost, lost, RESNAPSHOT);
+    report.fail(Code::LedgerPosition, Kind::SlotLost, lost, AGAIN);
 }
 
 /// Whether the ledger belongs to this database, and to the source that is configured.
@@ -249,7 +249,10 @@ fn check_identity(config: &Config, ledger: &Found, expected: &Identity, report: 
         code,
         Kind::LedgerMismatch,
         format!("the ledger belongs to {found}, this is cluster {}", expected.system_id),
-        format!("correct database.url, source.slot or state.dir, or begin anew: {RESNAPSHOT}"),
+        format!(
+            "-- correct database.url, source.slot or state.dir, or, if the database was moved:\nflagpost recover --moved\n-- or begin \
+             anew: {RESNAPSHOT}"
+        ),
     );
     false
 }

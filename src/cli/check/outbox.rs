@@ -7,7 +7,7 @@ use tokio_postgres::Client;
 
 use super::code::Code;
 use super::ledger::{Found, check_outbox_fit};
-use super::report::Report;
+use super::report::{AGAIN, Report};
 use crate::cli::printable::one_line;
 use crate::cli::size;
 use crate::config::Config;
@@ -18,7 +18,6 @@ use crate::source::{
 };
 
 const SETUP: &str = "flagpost setup --mode outbox";
-const RESNAPSHOT: &str = "flagpost setup --mode outbox --resnapshot  -- what changed unnoticed is in the mirror then, and is not sent";
 /// So many reasons are shown.
 const REASONS: i64 = 3;
 /// A reader takes away what it has read within a second or two.
@@ -79,7 +78,7 @@ fn check_absent(was_filled: bool, report: &mut Report) {
         let lost = format!(
             "{what}, and the ledger has been filled from one: what changed since it went is not known to anybody"
         );
-        report.fail(code, Kind::SlotLost, lost, RESNAPSHOT);
+        report.fail(code, Kind::SlotLost, lost, AGAIN);
     } else {
         let mend = format!("{SETUP}  -- or, for somebody else to run: {SETUP} --print");
         report.fail(code, Kind::DatabaseRefuses, format!("{what}: no change is captured"), mend);
@@ -112,7 +111,7 @@ fn check_triggers(catalog: &Catalog, findings: &[Finding], was_filled: bool, rep
         let message = format!("{table}: {}", loss(what, triggers));
         if was_filled {
             let message = format!("{message}; what changed there since then is not in the outbox");
-            report.fail(code, Kind::SlotLost, message, RESNAPSHOT);
+            report.fail(code, Kind::SlotLost, message, AGAIN);
         } else {
             report.fail(code, Kind::DatabaseRefuses, message, SETUP);
         }
@@ -162,7 +161,7 @@ fn check_failures(facts: &OutboxFacts, reasons: &[String], was_filled: bool, rep
         size::counted(facts.failures, "statement"),
         if reasons.is_empty() { "only in the server's log".to_owned() } else { reasons.join("; ") }
     );
-    let mend = format!("-- mend the cause (table flagpost.failure has more), then:\n{RESNAPSHOT}");
+    let mend = format!("-- mend the cause (table flagpost.failure has more), then:\n{AGAIN}");
     if was_filled {
         report.fail(code, Kind::SlotLost, message, mend);
     } else {
@@ -184,7 +183,7 @@ fn check_size(config: &Config, facts: &OutboxFacts, report: &mut Report) {
             ),
             format!(
                 "-- if no statement has failed yet: flagpost run takes out what was captured, and VACUUM flagpost.outbox; gives \
-                 the room back\n-- else: {RESNAPSHOT}\n-- more room: source.outbox_max_size, then {SETUP}"
+                 the room back\n-- else:\n{AGAIN}\n-- more room: source.outbox_max_size, then {SETUP}"
             ),
         );
     } else if facts.bytes >= limit / 10 * 8 {

@@ -7,7 +7,7 @@ use super::code::Code;
 use super::database::Pooling;
 use super::ledger::Found;
 use super::mode::Verdict;
-use super::report::Report;
+use super::report::{AGAIN, Report};
 use crate::cli::size;
 use crate::config::Config;
 use crate::error::Kind;
@@ -163,7 +163,7 @@ fn check_slot(config: &Config, slot: Option<&SlotFacts>, ledger: Option<&Found>,
                 code,
                 Kind::SlotLost,
                 format!("replication slot {name:?} is gone, and with it what changed since: the ledger has been filled before"),
-                "flagpost setup --resnapshot",
+                AGAIN,
             );
         } else {
             report.warn(code, format!("replication slot {name:?} is not made yet"), "flagpost setup");
@@ -188,7 +188,7 @@ fn check_slot(config: &Config, slot: Option<&SlotFacts>, ledger: Option<&Found>,
             code,
             Kind::SlotLost,
             format!("the server has given up replication slot {name:?} ({why}): what changed since cannot be told any more"),
-            "flagpost setup --resnapshot",
+            AGAIN,
         );
         return;
     }

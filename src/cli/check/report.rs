@@ -7,6 +7,10 @@ use super::code::{Code, Group};
 use super::fix::Fix;
 use crate::error::{Error, Kind, Policy};
 
+/// What mends a ledger whose source has lost changes.
+pub(super) const AGAIN: &str = "flagpost recover  -- sends receivers what was missed
+flagpost setup --resnapshot  -- or this: it begins anew, and what was missed is never sent";
+
 /// The exit code of a failure that is neither the configuration's nor the database's nor one that needs an operator.
 const FAILED: u8 = 1;
 

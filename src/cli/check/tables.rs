@@ -201,9 +201,12 @@ async fn check_rows(config: &Config, client: &Client, catalog: &Catalog, report:
             report.fail(
                 code,
                 Kind::DatabaseRefuses,
-                format!("publication {name:?} leaves out rows of {}: their changes are not told", filtered.join(", ")),
                 format!(
-                    "DROP PUBLICATION {};\n{}\n-- what was left out is in the mirror after: flagpost setup --resnapshot",
+                    "publication {name:?} leaves out rows of {}: their changes are not told",
+                    filtered.join(", ")
+                ),
+                format!(
+                    "DROP PUBLICATION {};\n{}\n-- what was left out, receivers hear after: flagpost recover",
                     quoted(name),
                     again.join("\n")
                 ),

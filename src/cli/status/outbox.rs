@@ -90,7 +90,7 @@ pub(super) fn print_troubles(outbox: &OutboxPart) {
             size::bytes(outbox.bytes),
             size::bytes(outbox.max_bytes)
         );
-        say!("             the daemon must read it, or begin anew: \"flagpost check\" says how");
+        say!("             the daemon must read it, or recover: \"flagpost check\" says how");
     }
     if outbox.failures > 0 {
         say!();
@@ -99,6 +99,6 @@ pub(super) fn print_troubles(outbox: &OutboxPart) {
             size::counted(outbox.failures, "statement"),
             outbox.failure.as_deref().unwrap_or("see the server's log")
         );
-        say!("             mend the cause, then begin anew: flagpost setup --mode outbox --resnapshot");
+        say!("             mend the cause, then: flagpost recover (sends receivers what was missed)");
     }
 }

@@ -130,7 +130,7 @@ fn of_slot(config: &Config, database: &DatabasePart, all: &mut Vec<Wrong>) {
         all.push(wrong_with(
             Weight::Bad,
             format!("The replication slot {:?} is gone.", config.names.slot),
-            "What changed since it went is lost: run \"flagpost check\", then \"flagpost setup --resnapshot\".",
+            "What changed since it went was missed: run \"flagpost check\", then \"flagpost recover\", which tells receivers the difference.",
         ));
         return;
     };
@@ -138,7 +138,7 @@ fn of_slot(config: &Config, database: &DatabasePart, all: &mut Vec<Wrong>) {
         "lost" => all.push(wrong_with(
             Weight::Bad,
             "The server has given up the replication slot: it needed log that is not there any more.",
-            "What changed since then is lost: run \"flagpost check\", then \"flagpost setup --resnapshot\".",
+            "What changed since then was missed: run \"flagpost check\", then \"flagpost recover\", which tells receivers the difference.",
         )),
         "unreserved" => all.push(wrong_with(
             Weight::Bad,
@@ -155,7 +155,7 @@ fn of_outbox(database: &DatabasePart, all: &mut Vec<Wrong>) {
         all.push(wrong_with(
             Weight::Bad,
             "The outbox is not there.",
-            "What changed since it went is lost: run \"flagpost check\", then \"flagpost setup --mode outbox --resnapshot\".",
+            "What changed since it went was missed: run \"flagpost check\", then \"flagpost recover\", which tells receivers the difference.",
         ));
         return;
     };
@@ -163,7 +163,7 @@ fn of_outbox(database: &DatabasePart, all: &mut Vec<Wrong>) {
         all.push(wrong_with(
             Weight::Bad,
             format!("The outbox is full ({}): changes are not captured any more.", size::bytes(outbox.bytes)),
-            "Run \"flagpost check\": it says how to begin anew.",
+            "Run \"flagpost check\": it says how to go on.",
         ));
     }
     if outbox.failures > 0 {
@@ -174,7 +174,7 @@ fn of_outbox(database: &DatabasePart, all: &mut Vec<Wrong>) {
                 "{} of Flagsmith's could not be captured; the first reason: {first}",
                 size::counted(outbox.failures, "statement")
             ),
-            "Mend the cause, then begin anew: \"flagpost setup --mode outbox --resnapshot\".",
+            "Mend the cause, then run \"flagpost recover\", which tells receivers the difference.",
         ));
     }
     if outbox.reader == Whose::AnotherLedger {
