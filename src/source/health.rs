@@ -262,7 +262,7 @@ async fn may_read(client: &Client, info: &ConnInfo, table: (&str, &str), columns
         .map_err(|e| sql_error(info, "asking for privileges", &e))
 }
 
-/// The migrations of each of Flagsmith's applications, in order; `None` where our role may not read them.
+/// The migrations of each of Flagsmith's applications, in order; `None` where our role may not read them, or there are none.
 pub async fn migrations(
     client: &Client,
     info: &ConnInfo,

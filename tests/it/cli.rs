@@ -251,7 +251,9 @@ async fn check_names_each_obstacle_with_its_mend_and_the_mend_mends() {
         .batch_execute(
             "CREATE ROLE weak LOGIN;
              ALTER TABLE features_feature REPLICA IDENTITY NOTHING;
-             UPDATE environments_webhook SET url = 'sekrit' WHERE id = (SELECT min(id) FROM environments_webhook);",
+             UPDATE environments_webhook SET url = 'sekrit' WHERE id = (SELECT min(id) FROM environments_webhook);
+             UPDATE environments_webhook SET url = 'https://nowhere.invalid/'
+             WHERE id = (SELECT max(id) FROM environments_webhook WHERE enabled);",
         )
         .await
         .unwrap();
@@ -293,10 +295,15 @@ async fn check_names_each_obstacle_with_its_mend_and_the_mend_mends() {
     assert_eq!(output.code, 0, "{output:?}");
     // Now the endpoints can be read: the guard refuses one kind, and one is no URL.
     let report = output.json();
-    let messages: Vec<&str> =
-        checks(&report, "endpoint").iter().map(|check| check["message"].as_str().unwrap()).collect();
-    assert!(messages.iter().any(|m| m.contains("loopback")), "{messages:?}");
-    assert!(messages.iter().any(|m| m.contains("(no URL): it is no URL")), "{messages:?}");
+    let has = |message: &str, mend: &str| {
+        checks(&report, "endpoint").iter().any(|check| {
+            let part = |key: &str| check[key].as_str().unwrap().to_owned();
+            part("message").contains(message) && part("mend").ends_with(mend)
+        })
+    };
+    assert!(has("loopback", "network.allow (FLAGPOST_NETWORK_ALLOW)"), "{report:#}");
+    assert!(has("(no URL): it is no URL", "correct or disable it in Flagsmith"), "{report:#}");
+    assert!(has("https://nowhere.invalid/", "getent hosts NAME"), "{report:#}");
     assert!(!output.stdout.contains("sekrit"));
 }
 

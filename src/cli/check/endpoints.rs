@@ -37,7 +37,7 @@ pub(super) async fn check(config: &Config, listeners: &[Listener], report: &mut 
     let resolver = Resolver::new(config.guard(), Arc::new(SystemLookup));
     let enabled = enabled(config, listeners);
     let disabled = listeners.iter().filter(|listener| !listener.enabled).count();
-    let found: Vec<Option<String>> =
+    let found: Vec<Option<Obstacle>> =
         stream::iter(enabled.iter().map(|endpoint| obstacle(&resolver, endpoint.url)))
             .buffered(AT_A_TIME)
             .collect()
@@ -177,26 +177,46 @@ fn warn_unverified(config: &Config, endpoint: &Enabled<'_>, report: &mut Report)
     }
 }
 
-fn warn(endpoint: &Enabled<'_>, obstacle: &str, report: &mut Report) {
+/// Why nothing can be sent to an endpoint.
+enum Obstacle {
+    /// What its URL says.
+    Url(String),
+    /// What its name leads to, or that it leads nowhere.
+    Name(String),
+}
+
+fn warn(endpoint: &Enabled<'_>, obstacle: &Obstacle, report: &mut Report) {
     let place = match endpoint.key {
         EndpointKey::Configured(_) => "correct it in the configuration",
         EndpointKey::Environment(_) | EndpointKey::Organisation(_) => "correct or disable it in Flagsmith",
     };
-    report.warn(
-        Code::Endpoint,
-        format!("{} {}: {obstacle}", endpoint.key, redacted(endpoint.url)),
-        format!("{place}, or allow its network: network.allow (FLAGPOST_NETWORK_ALLOW)"),
-    );
+    let (Obstacle::Url(why) | Obstacle::Name(why)) = obstacle;
+    let mend = match obstacle {
+        _ if why.starts_with("network guard") => {
+            format!("{place}, or allow its network: network.allow (FLAGPOST_NETWORK_ALLOW)")
+        }
+        Obstacle::Url(_) => place.to_owned(),
+        Obstacle::Name(_) => {
+            format!("{place}, or see why this machine does not find the name: getent hosts NAME")
+        }
+    };
+    report.warn(Code::Endpoint, format!("{} {}: {why}", endpoint.key, redacted(endpoint.url)), mend);
 }
 
-/// Why nothing can be sent to `url`.
-async fn obstacle(resolver: &Resolver, url: &str) -> Option<String> {
+/// What stands in the way of sending to `url`.
+async fn obstacle(resolver: &Resolver, url: &str) -> Option<Obstacle> {
     let url = match Url::parse(url) {
         Ok(url) => url,
-        Err(error) => return Some(format!("it is no URL ({error})")),
+        Err(error) => return Some(Obstacle::Url(format!("it is no URL ({error})"))),
     };
-    match tokio::time::timeout(RESOLVE_WITHIN, resolver.check(&url)).await {
-        Err(_) => Some(format!("its name was not resolved within {} s", RESOLVE_WITHIN.as_secs())),
+    let look = async {
+        resolver.check_literal(&url).await.map_err(Obstacle::Url)?;
+        resolver.check(&url).await.map_err(Obstacle::Name)
+    };
+    match tokio::time::timeout(RESOLVE_WITHIN, look).await {
+        Err(_) => {
+            Some(Obstacle::Name(format!("its name was not resolved within {} s", RESOLVE_WITHIN.as_secs())))
+        }
         Ok(found) => found.err(),
     }
 }

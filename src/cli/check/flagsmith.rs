@@ -37,8 +37,8 @@ pub(super) async fn check_version(config: &Config, client: &Client, report: &mut
             return report.ok(
                 code,
                 format!(
-                    "Flagsmith's migrations were not looked at: GRANT SELECT (app, name) ON {}.django_migrations TO {}; lets check \
-                     do that",
+                    "Flagsmith's migrations were not looked at: if there is a table django_migrations, GRANT SELECT (app, name) ON \
+                     {}.django_migrations TO {}; lets check do that",
                     quoted(schema),
                     quoted(&config.database.user)
                 ),
