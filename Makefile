@@ -1,6 +1,6 @@
 # `make demo` shows the daemon at work, `make test` passes the tests, `make test-postgres-all` those that need a
 # server on every major version of PostgreSQL. They install what they miss and say so.
-.PHONY: demo test test-deb test-monitoring test-postgres-all bench build deb
+.PHONY: demo test test-deb test-monitoring test-postgres-all bench build deb static
 
 build:
 	@tools/needs build
@@ -23,6 +23,11 @@ test:
 deb: build
 	@tools/needs deb
 	@tools/deb "$$(tools/cargo-deb)"
+
+# The release binary without any shared library, as the container has it, tried in an empty root.
+static:
+	@tools/needs build python3
+	@binary=$$(tools/static) && tools/test-static "$$binary"
 
 # The package, installed, upgraded, removed and purged in a scratch Debian. With the binary of the tests: a release build takes
 # minutes more. `PROFILE=release make test-deb` takes that one.
