@@ -265,6 +265,8 @@ async fn what_is_withheld_from_our_role_and_what_is_too_much_is_told_with_the_st
         s.check(0).await;
     }
 
+    s.sql("ALTER ROLE lesser VALID UNTIL '2001-01-01'").await;
+    s.mends(0, "role-expiry", "the next login may be refused").await;
     s.sql("GRANT SELECT ON users_ffadminuser TO lesser").await;
     let told = s.check(0).await;
     let found = of(&told, "password-hashes", "may read the users' password hashes");
@@ -547,4 +549,42 @@ async fn an_outbox_that_a_subscription_passes_by_or_that_cannot_be_looked_at_is_
     assert_check(&told, "outbox-subscription", "fail", "the server that Flagsmith itself writes to");
     sql("DROP SUBSCRIPTION s").await;
     assert!(checks(&report(&installation, 0).await, "outbox-subscription").is_empty());
+}
+
+#[tokio::test]
+async fn a_ledger_that_this_database_does_not_go_on_from_is_told_and_made_anew() {
+    let mut s = Scene::new(cluster_options()).await;
+    let meta = |key: &str, value: &str| {
+        let file = s.installation.state_dir().join("ledger.sqlite3");
+        let ledger = rusqlite::Connection::open(file).unwrap();
+        let changed = ledger.execute("UPDATE meta SET value = ?2 WHERE key = ?1", [key, value]).unwrap();
+        assert_eq!(changed, 1, "{key}");
+    };
+    meta("checkpoint", "FFFF/0");
+    let back = s.check(4).await;
+    assert_check(
+        &back,
+        "ledger-position",
+        "fail",
+        "behind the ledger (FFFF/0): it was restored from an older state",
+    );
+    assert_eq!(mend(&back, "ledger-position"), "flagpost setup --resnapshot");
+    s.installation.run(&["setup", "--resnapshot"]).await.success();
+
+    meta("columns", "of another flagpost");
+    assert_check(&s.check(4).await, "ledger", "fail", "run \"flagpost setup --resnapshot\"");
+    s.installation.run(&["setup", "--resnapshot"]).await.success();
+
+    toggle(&s.client).await;
+    s.sql("SELECT pg_replication_slot_advance('flagpost', pg_current_wal_lsn())").await;
+    let ahead = s.check(4).await;
+    assert_check(&ahead, "ledger-position", "fail", "what lies between cannot be told any more");
+    assert_eq!(mend(&ahead, "ledger-position"), "flagpost setup --resnapshot");
+    s.installation.run(&["setup", "--resnapshot"]).await.success();
+    assert_check(&s.check(0).await, "ledger-position", "ok", "");
+
+    s.installation.set("FLAGPOST_SOURCE_SLOT", "another");
+    let other = s.check(4).await;
+    assert_check(&other, "ledger-identity", "fail", "slot \"flagpost\", this is cluster ");
+    assert_check(&other, "ledger-identity", "fail", "correct database.url, source.slot or state.dir");
 }
