@@ -92,6 +92,7 @@ pub(super) async fn whole(config: &Config, full: bool) -> Report {
     configuration::check(config, &mut report).await;
     let ledger = ledger::check_files(config, &mut report);
     disk::check(config, &mut report);
+    upkeep::check_room(&config.state_dir, &mut report);
     // Also of a ledger that cannot be used: it may be damaged.
     if Ledger::exists(&config.state_dir) {
         upkeep::check(config, full, &mut report);

@@ -38,6 +38,8 @@ pub struct SessionFacts {
     pub is_durable: bool,
     /// Sessions, and how many a role without privileges may have altogether.
     pub connections: Quota,
+    /// How many more there are for superusers and other privileged roles.
+    pub reserved: i64,
 }
 
 /// Reads [`SessionFacts`].
@@ -52,19 +54,23 @@ pub async fn session_facts(client: &Client, info: &ConnInfo) -> Result<SessionFa
                     (SELECT setting::bigint FROM s WHERE name = 'wal_sender_timeout'),
                     (SELECT pg_catalog.bool_and(setting = 'on') FROM s WHERE name IN ('fsync', 'full_page_writes')),
                     (SELECT coalesce(sum(numbackends), 0)::bigint FROM pg_catalog.pg_stat_database),
-                    (SELECT setting::bigint FROM s WHERE name = 'max_connections')
-                    - (SELECT setting::bigint FROM s WHERE name = 'superuser_reserved_connections')",
+                    (SELECT setting::bigint FROM s WHERE name = 'max_connections'),
+                    (SELECT sum(setting::bigint)::bigint FROM s
+                     WHERE name IN ('superuser_reserved_connections', 'reserved_connections'))",
             &[],
         )
         .await
         .map_err(|e| sql_error(info, "reading the session's settings", &e))?;
+    // The second of them came with version 16.
+    let reserved = row.get::<_, Option<i64>>(7).unwrap_or(0);
     Ok(SessionFacts {
         encoding: row.get(0),
         statement_timeout: row.get(1),
         idle_session_timeout: row.get::<_, Option<i64>>(2).unwrap_or(0),
         sender_timeout: row.get(3),
         is_durable: row.get::<_, Option<bool>>(4).unwrap_or(true),
-        connections: Quota { used: row.get(5), limit: row.get(6) },
+        connections: Quota { used: row.get(5), limit: row.get::<_, i64>(6) - reserved },
+        reserved,
     })
 }
 

@@ -54,6 +54,22 @@ pub struct ServerFacts {
 }
 
 impl ServerFacts {
+    /// Of a server on which nothing stands in the way.
+    #[cfg(test)]
+    pub(crate) fn sample() -> ServerFacts {
+        ServerFacts {
+            version: 150_000,
+            version_text: "15".into(),
+            wal_level: "logical".into(),
+            slots: Quota { used: 0, limit: 1 },
+            senders: Quota { used: 0, limit: 1 },
+            wal_keep_size: "-1".into(),
+            idle_timeout: None,
+            is_standby: false,
+            may_replicate: true,
+        }
+    }
+
     /// `Err` when the server does not write what logical decoding needs.
     pub fn require_logical(&self) -> Result<()> {
         if self.wal_level == "logical" {
@@ -150,14 +166,35 @@ pub struct SlotFacts {
     /// Whether this server is a standby that has it from its primary (from version 17 on).
     pub synced: Option<bool>,
     /// How long nobody has read it (from version 17 on).
-    inactive_seconds: Option<f64>,
+    pub(crate) inactive_seconds: Option<f64>,
     /// The server's own measure for a reader: from writing to confirmation.
-    flush_lag_seconds: Option<f64>,
+    pub(crate) flush_lag_seconds: Option<f64>,
     /// Whether our role may see that measure (it needs `pg_read_all_stats`).
-    sees_reader: bool,
+    pub(crate) sees_reader: bool,
 }
 
 impl SlotFacts {
+    /// Of a slot that nobody has read for a minute.
+    #[cfg(test)]
+    pub(crate) fn sample() -> SlotFacts {
+        SlotFacts {
+            plugin: "pgoutput".into(),
+            database: "flagsmith".into(),
+            active_pid: None,
+            wal_status: "reserved".into(),
+            confirmed: Lsn(1),
+            retained_bytes: Some(9),
+            lag_bytes: Some(9),
+            safe_bytes: None,
+            invalidation: None,
+            failover: None,
+            synced: None,
+            inactive_seconds: Some(60.0),
+            flush_lag_seconds: None,
+            sees_reader: false,
+        }
+    }
+
     /// Whether it is a slot of flagpost in this database.
     pub fn is_ours(&self, info: &ConnInfo) -> bool {
         self.plugin == super::PLUGIN && self.database == info.database
@@ -364,22 +401,7 @@ mod tests {
 
     #[test]
     fn the_lag_in_seconds_is_told_where_it_is_known() {
-        let idle = SlotFacts {
-            plugin: "pgoutput".into(),
-            database: "flagsmith".into(),
-            active_pid: None,
-            wal_status: "reserved".into(),
-            confirmed: Lsn(1),
-            retained_bytes: Some(9),
-            lag_bytes: Some(9),
-            safe_bytes: None,
-            invalidation: None,
-            failover: None,
-            synced: None,
-            inactive_seconds: Some(60.0),
-            flush_lag_seconds: None,
-            sees_reader: false,
-        };
+        let idle = SlotFacts::sample();
         assert_eq!(idle.lag_seconds(), Some(60.0));
         assert_eq!(SlotFacts { lag_bytes: Some(0), ..idle.clone() }.lag_seconds(), Some(0.0));
         let read = SlotFacts { active_pid: Some(7), ..idle };

@@ -16,34 +16,34 @@ use crate::support::process::{Daemon, Installation, Output};
 use crate::support::raw::{Issuer, Raw, server};
 use crate::support::{Source, cluster_options, has_column_lists};
 
-struct Scene {
-    cluster: Cluster,
-    client: Client,
-    installation: Installation,
-    _receiver: Receiver,
+pub(crate) struct Scene {
+    pub(crate) cluster: Cluster,
+    pub(crate) client: Client,
+    pub(crate) installation: Installation,
+    pub(crate) receiver: Receiver,
 }
 
 impl Scene {
     /// A Flagsmith, and an installation that reads it as a role that may no more than it must, set up.
-    async fn new(options: Options) -> Scene {
+    pub(crate) async fn new(options: Options) -> Scene {
         let (cluster, client, receiver, mut installation) = site(Source::Replication, options).await;
         let sql = installation.run(&["setup", "--print", "--role", "lesser"]).await.success();
         program(&cluster, "psql", &["-v", "ON_ERROR_STOP=1"], &sql);
         installation.set("FLAGPOST_DATABASE_URL", &cluster.url("lesser", "flagsmith"));
         installation.run(&["setup", "--resnapshot"]).await.success();
-        Scene { cluster, client, installation, _receiver: receiver }
+        Scene { cluster, client, installation, receiver }
     }
 
-    async fn sql(&self, sql: &str) {
+    pub(crate) async fn sql(&self, sql: &str) {
         self.client.batch_execute(sql).await.unwrap_or_else(|e| panic!("{sql}: {e:?}"));
     }
 
-    async fn check(&self, code: i32) -> Json {
+    pub(crate) async fn check(&self, code: i32) -> Json {
         report(&self.installation, code).await
     }
 
     /// The only check with this code warns, or fails with an exit code, and the SQL of its mend makes it well.
-    async fn mends(&self, exit_code: i32, code: &str, part: &str) {
+    pub(crate) async fn mends(&self, exit_code: i32, code: &str, part: &str) {
         let report = self.check(exit_code).await;
         assert_check(&report, code, if exit_code == 0 { "warn" } else { "fail" }, part);
         let mend = checks(&report, code)[0]["mend"].as_str().unwrap();
@@ -53,7 +53,7 @@ impl Scene {
     }
 }
 
-async fn report(installation: &Installation, code: i32) -> Json {
+pub(crate) async fn report(installation: &Installation, code: i32) -> Json {
     let output = installation.run(&["check", "--json"]).await;
     assert_eq!(output.code, code, "{output:?}");
     output.json()
@@ -409,7 +409,7 @@ async fn endpoints_are_told_by_what_keeps_receivers_from_trusting_or_getting_the
 }
 
 /// A folder with programs of these names that print this, for `PATH`.
-fn programs(folder: &Path, said: &[(&str, &str)]) -> String {
+pub(crate) fn programs(folder: &Path, said: &[(&str, &str)]) -> String {
     for (name, text) in said {
         let path = folder.join(name);
         std::fs::write(&path, format!("#!/bin/sh\ncat <<'EOF'\n{text}\nEOF\n")).unwrap();

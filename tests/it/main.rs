@@ -8,6 +8,7 @@ mod bad_input;
 mod both_sources;
 mod canary;
 mod check;
+mod check_cases;
 mod cli;
 mod cluster;
 mod crash;

@@ -434,4 +434,12 @@ async fn on_a_standby_no_outbox_can_be_had_and_none_is_advised() {
     let weak = self::report(&Installation::new(&s.cluster.url("weak", "flagsmith")), 3).await;
     let mend = checks(&weak, "role-replication")[0]["mend"].as_str().unwrap();
     assert!(!mend.contains("outbox"), "{mend}");
+    // From PostgreSQL 16 on a standby decodes.
+    let decodes = std::fs::read_to_string(s.cluster.data_dir().join("PG_VERSION")).unwrap().trim() >= "16";
+    assert_check(
+        &weak,
+        "standby",
+        if decodes { "warn" } else { "fail" },
+        "give database.url the primary's host",
+    );
 }

@@ -8,6 +8,7 @@ use tokio_postgres::Client;
 use super::code::Code;
 use super::database::View;
 use super::report::Report;
+use super::session::grant_views;
 use crate::cli::printable::one_line;
 use crate::cli::size;
 use crate::config::{Config, Mode};
@@ -30,7 +31,7 @@ pub(super) async fn check(config: &Config, view: &View, report: &mut Report) {
     if let Some(slot) = &view.slot {
         check_pace(slot, report);
         match slot_cost(&view.client, &config.database, &config.names.slot).await {
-            Err(error) => report.error(Code::SlotLimit, &error),
+            Err(error) => report.refused(Code::SlotLimit, &error, grant_views(&config.database.user)),
             Ok(None) => {}
             Ok(Some(cost)) => check_cost(config, &cost, report),
         }
@@ -74,9 +75,9 @@ fn check_pace(slot: &SlotFacts, report: &mut Report) {
 fn check_cost(config: &Config, cost: &SlotCost, report: &mut Report) {
     check_limit(cost, report);
     check_reserve(cost, report);
-    check_failover(config, cost, report);
+    check_failover(&config.names.slot, cost, report);
     check_catalog(cost, report);
-    check_spill(cost, report);
+    check_spill(&config.names.slot, cost, report);
 }
 
 fn check_limit(cost: &SlotCost, report: &mut Report) {
@@ -121,20 +122,19 @@ fn check_reserve(cost: &SlotCost, report: &mut Report) {
     }
 }
 
-fn check_failover(config: &Config, cost: &SlotCost, report: &mut Report) {
+fn check_failover(slot: &str, cost: &SlotCost, report: &mut Report) {
     let code = Code::SlotFailover;
     match cost.has_failover {
         Some(true) => report.ok(code, "the slot outlives a failover to a standby that synchronises slots"),
         Some(false) if cost.standbys > 0 => report.warn(
             code,
             format!(
-                "there are {} standby slots, and ours is lost in a failover: flagpost must begin anew then",
-                cost.standbys
+                "standbys follow this server ({}), and our slot is lost in a failover: flagpost must begin anew then",
+                size::counted(cost.standbys, "standby slot")
             ),
             format!(
-                "ALTER_REPLICATION_SLOT {} (FAILOVER true);  -- over a replication connection (psql 'dbname=… \
-                 replication=database'), while flagpost is stopped; the standby needs sync_replication_slots = on",
-                config.names.slot
+                "ALTER_REPLICATION_SLOT {slot} (FAILOVER true);  -- over a replication connection (psql 'dbname=… \
+                 replication=database'), while flagpost is stopped; the standby needs sync_replication_slots = on"
             ),
         ),
         Some(false) | None => {}
@@ -156,7 +156,7 @@ fn check_catalog(cost: &SlotCost, report: &mut Report) {
     }
 }
 
-fn check_spill(cost: &SlotCost, report: &mut Report) {
+fn check_spill(slot: &str, cost: &SlotCost, report: &mut Report) {
     let (code, Some((transactions, bytes))) = (Code::SlotSpill, cost.spilled) else { return };
     let message = format!(
         "{} went to the server's disk to be decoded ({}), since its statistics began",
@@ -167,7 +167,10 @@ fn check_spill(cost: &SlotCost, report: &mut Report) {
         report.warn(
             code,
             message,
-            "ALTER SYSTEM SET logical_decoding_work_mem = '256MB'; SELECT pg_reload_conf();  -- memory of each walsender",
+            format!(
+                "ALTER SYSTEM SET logical_decoding_work_mem = '256MB'; SELECT pg_reload_conf();  -- memory of each walsender\n\
+                 SELECT pg_stat_reset_replication_slot('{slot}');  -- begins to count anew"
+            ),
         );
     } else {
         report.ok(code, message);
@@ -259,7 +262,7 @@ mod tests {
         check_limit(cost, &mut report);
         check_reserve(cost, &mut report);
         check_catalog(cost, &mut report);
-        check_spill(cost, &mut report);
+        check_spill("flagpost", cost, &mut report);
         let json = report.to_json();
         let all = json["checks"].as_array().into_iter().flatten();
         all.map(|check| format!("{} {}\n", check["code"], check["status"]).replace('"', "")).collect()
@@ -285,6 +288,52 @@ mod tests {
         assert_eq!(report(&ill), "slot-limit warn\nslot-reserve warn\nslot-catalog warn\nslot-spill warn\n");
         let unlimited = SlotCost { limit_mib: -1, ..SlotCost::default() };
         assert_eq!(report(&unlimited), "slot-limit warn\n");
+    }
+
+    #[test]
+    fn a_slot_that_a_failover_loses_is_told_where_there_are_standbys() {
+        let told = |has_failover, standbys| {
+            let mut report = Report::default();
+            check_failover(
+                "flagpost",
+                &SlotCost { has_failover, standbys, ..SlotCost::default() },
+                &mut report,
+            );
+            report.to_json()["checks"].clone()
+        };
+        let warned = told(Some(false), 2);
+        assert_eq!((&warned[0]["code"], &warned[0]["status"]), (&"slot-failover".into(), &"warn".into()));
+        let mend = warned[0]["mend"].as_str().unwrap_or_default();
+        assert!(mend.starts_with("ALTER_REPLICATION_SLOT flagpost (FAILOVER true);  -- "), "{mend}");
+        assert_eq!(told(Some(true), 2)[0]["status"], "ok");
+        for untold in [told(Some(false), 0), told(None, 2)] {
+            assert_eq!(untold.as_array().map(Vec::len), Some(0), "before version 17 nobody tells: {untold}");
+        }
+    }
+
+    #[test]
+    fn a_slot_that_is_far_behind_or_that_nobody_reads_is_told() {
+        let told = |slot: &SlotFacts| {
+            let mut report = Report::default();
+            check_pace(slot, &mut report);
+            let json = report.to_json();
+            let all = json["checks"].as_array().into_iter().flatten();
+            all.map(|one| format!("{} {} {}", one["code"], one["status"], one["mend"]).replace('"', ""))
+                .collect::<String>()
+        };
+        let idle = SlotFacts::sample();
+        assert_eq!(told(&idle), "slot-inactive ok null");
+        assert!(
+            told(&SlotFacts { inactive_seconds: Some(LONG + 1.0), ..idle.clone() })
+                .starts_with("slot-inactive warn flagpost run  -- ")
+        );
+        assert_eq!(told(&SlotFacts { inactive_seconds: None, ..idle.clone() }), "");
+        let read = SlotFacts { active_pid: Some(7), ..idle };
+        assert_eq!(told(&read), "slot-lag ok null");
+        assert!(
+            told(&SlotFacts { lag_bytes: Some(FAR_BEHIND + 1), ..read })
+                .starts_with("slot-lag warn flagpost status  -- ")
+        );
     }
 
     #[test]

@@ -7,6 +7,7 @@ use super::ledger::Found;
 use super::mode::{STANDBY_DECODES, Verdict};
 use super::replication;
 use super::report::Report;
+use super::session::grant_views;
 use crate::config::{Config, Mode};
 use crate::error::{Kind, Result};
 use crate::source::{
@@ -48,7 +49,7 @@ pub(super) async fn check(config: &Config, ledger: Option<&Found>, report: &mut 
     let facts = match server_facts(&client, &config.database).await {
         Ok(facts) => facts,
         Err(error) => {
-            report.error(Code::Settings, &error);
+            report.refused(Code::Settings, &error, grant_views(&config.database.user));
             return None;
         }
     };
@@ -169,4 +170,43 @@ async fn check_pooler(config: &Config, client: &Client, report: &mut Report) -> 
         ),
     }
     Pooling::Transaction
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn told(check: impl FnOnce(&mut Report)) -> String {
+        let mut report = Report::default();
+        check(&mut report);
+        let json = report.to_json();
+        let all = json["checks"].as_array().into_iter().flatten();
+        all.map(|one| format!("{} {}: {}", one["code"], one["status"], one["mend"]).replace('"', ""))
+            .collect()
+    }
+
+    #[test]
+    fn a_server_is_too_old_before_version_14() {
+        for (version, expected) in
+            [(OLDEST - 1, "server-version fail: upgrade the server"), (OLDEST, "server-version ok: null")]
+        {
+            let facts = ServerFacts { version, ..ServerFacts::sample() };
+            assert_eq!(told(|report| assert_eq!(check_version(&facts, report), version == OLDEST)), expected);
+        }
+    }
+
+    #[test]
+    fn a_standby_is_no_place_for_the_outbox_and_hardly_one_for_replication() {
+        let standby = |version| ServerFacts { version, is_standby: true, ..ServerFacts::sample() };
+        let mend = "give database.url the primary's host";
+        for (mode, version, status) in [
+            (Mode::Outbox, STANDBY_DECODES, "fail"),
+            (Mode::Replication, STANDBY_DECODES - 1, "fail"),
+            (Mode::Replication, STANDBY_DECODES, "warn"),
+        ] {
+            let told = told(|report| check_standby(mode, &standby(version), report));
+            assert_eq!(told, format!("standby {status}: {mend}"), "{mode:?} {version}");
+        }
+        assert_eq!(told(|report| check_standby(Mode::Outbox, &ServerFacts::sample(), report)), "");
+    }
 }

@@ -220,3 +220,35 @@ async fn obstacle(resolver: &Resolver, url: &str) -> Option<Obstacle> {
         Ok(found) => found.err(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn plain_http_is_told_where_it_leaves_the_own_network() {
+        let told = |url| {
+            let endpoint =
+                Enabled { key: EndpointKey::Environment(7), url, owner: Some(1), has_secret: true };
+            let mut report = Report::default();
+            warn_plain(&[&endpoint], &mut report);
+            report.to_json()["checks"].clone()
+        };
+        for url in ["http://receiver.example.com/", "http://8.8.8.8:8080/hook"] {
+            let warned = told(url);
+            assert_eq!(
+                (&warned[0]["code"], &warned[0]["status"]),
+                (&"endpoint-plain".into(), &"warn".into())
+            );
+            assert!(
+                warned[0]["message"].as_str().is_some_and(|text| text.ends_with("environment:7")),
+                "{warned}"
+            );
+            let mend = "give them https URLs; network.https_only = true refuses the others";
+            assert_eq!(warned[0]["mend"], mend);
+        }
+        for url in ["https://8.8.8.8/", "http://localhost/", "http://127.0.0.1/", "http://10.0.0.1/"] {
+            assert_eq!(told(url).as_array().map(Vec::len), Some(0), "{url}");
+        }
+    }
+}

@@ -148,17 +148,7 @@ mod tests {
 
     #[test]
     fn each_obstacle_is_named() {
-        let good = ServerFacts {
-            version: 150_000,
-            version_text: "15".into(),
-            wal_level: "logical".into(),
-            slots: Quota { used: 0, limit: 1 },
-            senders: Quota { used: 0, limit: 1 },
-            wal_keep_size: "-1".into(),
-            idle_timeout: None,
-            is_standby: false,
-            may_replicate: true,
-        };
+        let good = ServerFacts::sample();
         let setup = SetupFacts { may_create: true, may_own: true, foreign_tables: 0 };
         let of = |server: &ServerFacts, pooling| {
             Verdict::of(("app", "owner"), server, &setup, None, pooling, None)

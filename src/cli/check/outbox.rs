@@ -68,7 +68,17 @@ async fn look(
     check_failures(&facts, &reasons, was_filled, report);
     check_size(config, &facts, report);
     check_waiting(&facts, report);
-    check_outbox_fit(config, ledger, &system_id(client, info).await?, &facts, report);
+    match system_id(client, info).await {
+        Ok(system_id) => check_outbox_fit(config, ledger, &system_id, &facts, report),
+        Err(error) => report.refused(
+            Code::Outbox,
+            &error,
+            format!(
+                "GRANT EXECUTE ON FUNCTION pg_catalog.pg_control_system() TO {};  -- as a superuser, in this database",
+                quoted(&info.user)
+            ),
+        ),
+    }
     Ok(())
 }
 

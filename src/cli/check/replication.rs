@@ -237,3 +237,39 @@ fn check_retention(slot: &SlotFacts, facts: &ServerFacts, report: &mut Report) {
         );
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn log_that_only_grows_and_a_server_that_gives_unread_slots_up_are_told() {
+        let told = |slot: &SlotFacts, idle_timeout: Option<&str>| {
+            let facts =
+                ServerFacts { idle_timeout: idle_timeout.map(str::to_owned), ..ServerFacts::sample() };
+            let mut report = Report::default();
+            check_retention(slot, &facts, &mut report);
+            let json = report.to_json();
+            let all = json["checks"].as_array().into_iter().flatten();
+            all.map(|one| format!("{} {} {}\n", one["code"], one["status"], one["mend"]).replace('"', ""))
+                .collect::<String>()
+        };
+        let little = SlotFacts::sample();
+        assert_eq!(told(&little, None), "slot-retention ok null\n");
+        let much = SlotFacts { retained_bytes: Some(MUCH_WAL + 1), ..little.clone() };
+        assert!(
+            told(&much, None).starts_with("slot-retention warn start it with \\flagpost run"),
+            "{}",
+            told(&much, None)
+        );
+        let read = SlotFacts { active_pid: Some(7), ..much };
+        assert_eq!(told(&read, None), "slot-retention ok null\n", "it is being read");
+        let unreserved = SlotFacts { wal_status: "unreserved".into(), ..read };
+        assert!(told(&unreserved, None).contains("ALTER SYSTEM SET max_slot_wal_keep_size = -1;"));
+        assert_eq!(
+            told(&little, Some("5min")),
+            "slot-retention ok null\nslot-idle-timeout warn ALTER SYSTEM SET idle_replication_slot_timeout = 0; SELECT \
+             pg_reload_conf();\n"
+        );
+    }
+}

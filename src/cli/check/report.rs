@@ -108,6 +108,14 @@ impl Report {
         self.add(code, Status::Fail, error.to_string(), None, error.kind().exit_code());
     }
 
+    /// The same where the message alone does not do: `mend` makes the server allow what it refuses.
+    pub(super) fn refused(&mut self, code: Code, error: &Error, mend: impl Into<String>) {
+        self.error(code, error);
+        if let Some(item) = self.items.last_mut().filter(|_| error.kind() == Kind::DatabaseRefuses) {
+            item.mend = Some(mend.into());
+        }
+    }
+
     fn add(&mut self, code: Code, status: Status, message: String, mend: Option<String>, exit_code: u8) {
         self.items.push(Item { code, group: code.group(), status, message, mend, fixable: false, exit_code });
     }

@@ -7,6 +7,7 @@ use tokio_postgres::Client;
 
 use super::code::Code;
 use super::report::Report;
+use super::session::grant_views;
 use crate::cli::size;
 use crate::config::{Config, Mode};
 use crate::error::Kind;
@@ -21,7 +22,9 @@ const EXPIRES_SOON: f64 = 14.0 * 86_400.0;
 pub(super) async fn check(config: &Config, client: &Client, report: &mut Report) {
     let facts = match role_facts(client, &config.database, &config.names.schema).await {
         Ok(facts) => facts,
-        Err(error) => return report.error(Code::RoleExcess, &error),
+        Err(error) => {
+            return report.refused(Code::RoleExcess, &error, grant_views(&config.database.user));
+        }
     };
     let role = &config.database.user;
     check_row_security(role, &facts, report);

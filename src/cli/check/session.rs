@@ -13,6 +13,20 @@ use crate::source::{Host, SessionFacts, SslMode, TlsFacts, quoted, session_facts
 
 /// A daemon needs so many: the source, the watch over it, fetching rows, and a command of an operator's.
 const SESSIONS: i64 = 5;
+/// So many more connections the mend asks for, where too few are left.
+const MORE: i64 = 20;
+/// What is read of the server's catalogue, and may have been taken away from PUBLIC.
+const VIEWS: [&str; 9] = [
+    "pg_database",
+    "pg_prepared_xacts",
+    "pg_replication_slots",
+    "pg_roles",
+    "pg_settings",
+    "pg_stat_activity",
+    "pg_stat_database",
+    "pg_stat_replication",
+    "pg_stat_replication_slots",
+];
 /// Milliseconds. Filling a large mirror is one statement for each table.
 const SHORT_STATEMENT: i64 = 600_000;
 /// Milliseconds. A daemon that is busy for longer than this would lose its stream again and again.
@@ -32,17 +46,28 @@ pub(super) async fn check(config: &Config, view: &View, report: &mut Report) {
     }
 }
 
+/// The mend where the server does not tell a role what it tells everybody else.
+pub(super) fn grant_views(role: &str) -> String {
+    let views: Vec<String> = VIEWS.iter().map(|view| format!("pg_catalog.{view}")).collect();
+    format!("GRANT SELECT ON {} TO {};  -- as a superuser, in this database", views.join(", "), quoted(role))
+}
+
 async fn check_settings(config: &Config, client: &Client, report: &mut Report) {
     let facts = match session_facts(client, &config.database).await {
         Ok(facts) => facts,
-        Err(error) => return report.error(Code::Settings, &error),
+        Err(error) => {
+            return report.refused(Code::Settings, &error, grant_views(&config.database.user));
+        }
     };
     let used = format!("{} of {} connections in use", facts.connections.used, facts.connections.limit);
     if facts.connections.limit - facts.connections.used < SESSIONS {
         report.warn(
             Code::ServerConnections,
             format!("{used}: flagpost needs up to {SESSIONS}"),
-            "ALTER SYSTEM SET max_connections = …;  -- then restart the server; or let Flagsmith have fewer",
+            format!(
+                "ALTER SYSTEM SET max_connections = {};  -- then restart the server; or let Flagsmith have fewer",
+                facts.connections.limit + facts.reserved + MORE
+            ),
         );
     } else {
         report.ok(Code::ServerConnections, used);
@@ -144,7 +169,7 @@ fn check_tls(config: &Config, facts: TlsFacts, report: &mut Report) {
 /// Whether a host of a URL is the machine that we run on.
 pub(super) fn is_this_machine(host: &str) -> bool {
     let address = host.trim_matches(['[', ']']).parse::<IpAddr>();
-    host == "localhost" || address.is_ok_and(|address| address.is_loopback())
+    host == "localhost" || address.is_ok_and(|address| address.to_canonical().is_loopback())
 }
 
 fn check_certificate(facts: TlsFacts, report: &mut Report) {
@@ -181,7 +206,7 @@ mod tests {
 
     #[test]
     fn this_machine_has_several_names() {
-        for host in ["localhost", "127.0.0.1", "127.8.8.8", "::1", "[::1]"] {
+        for host in ["localhost", "127.0.0.1", "127.8.8.8", "::1", "[::1]", "::ffff:127.0.0.1"] {
             assert!(is_this_machine(host), "{host}");
         }
         for host in ["db.internal", "10.0.0.1", "localhost.example.com"] {

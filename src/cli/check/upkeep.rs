@@ -20,7 +20,6 @@ const QUICK_BYTES: u64 = 1 << 30;
 
 pub(super) fn check(config: &Config, full: bool, report: &mut Report) {
     check_modes(&config.state_dir, report);
-    check_room(&config.state_dir, report);
     let result = Reader::open(&config.state_dir).and_then(|reader| {
         check_size(&reader, config.retention.max_bytes, report)?;
         check_integrity(&reader, full, report)?;
@@ -50,7 +49,8 @@ fn check_modes(directory: &Path, report: &mut Report) {
     );
 }
 
-fn check_room(directory: &Path, report: &mut Report) {
+/// Also before there is a ledger: there would be none on a full disk.
+pub(super) fn check_room(directory: &Path, report: &mut Report) {
     let Some(free) = Ledger::room(directory) else { return };
     let shown = size::bytes(i64::try_from(free).unwrap_or(i64::MAX));
     if free >= ENOUGH {
