@@ -40,12 +40,12 @@ const WRITER_TELLS_WITHIN: Duration = Duration::from_millis(100);
 const NUDGE: Duration = Duration::from_secs(2);
 
 /// Runs until SIGTERM or SIGINT (then `Ok`), or until something is wrong that waiting does not mend. `load` reads the
-/// configuration, now and at each SIGHUP. `desk` answers the status page. `ready` is called once, when the mirror is loaded and
+/// configuration, now and at each SIGHUP. `desk` makes who answers the status page, by the configuration that holds. `ready` is called once, when the mirror is loaded and
 /// the stream is open.
 pub async fn run(
     config: &Config,
     load: impl Fn() -> Result<Config> + Send + Sync + 'static,
-    desk: Arc<dyn ops::Desk>,
+    desk: impl FnOnce(watch::Receiver<Arc<Config>>) -> Arc<dyn ops::Desk>,
     ready: impl FnOnce(&str),
 ) -> Result<()> {
     let stop = CancellationToken::new();
@@ -54,6 +54,7 @@ pub async fn run(
     let reloading = Reloading::new(config.clone(), load)?;
     let ops = tokio::spawn({
         let (config, pulse, stop) = (config.clone(), Arc::clone(&pulse), stop.clone());
+        let desk = desk(reloading.current());
         async move { ops::serve(&config, desk, pulse, stop).await }
     });
     let hold = Hold::new(config.database.clone(), config.names.slot.clone(), config.retained);

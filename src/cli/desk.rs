@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use serde_json::{Value as Json, json};
+use tokio::sync::watch;
 
 use super::status::{self, OfLedger, wrong};
 use super::view::{EventView, Names};
@@ -24,7 +25,8 @@ const NAME: &str = "status page";
 
 /// See the module's documentation.
 pub(super) struct PageDesk {
-    config: Arc<Config>,
+    /// As it holds, also after a reload.
+    config: watch::Receiver<Arc<Config>>,
     queues: Arc<Mutex<Option<Queues>>>,
 }
 
@@ -44,13 +46,17 @@ struct Listed {
 }
 
 impl PageDesk {
-    pub(super) fn new(config: &Config) -> PageDesk {
-        PageDesk { config: Arc::new(config.clone()), queues: Arc::default() }
+    pub(super) fn new(config: watch::Receiver<Arc<Config>>) -> PageDesk {
+        PageDesk { config, queues: Arc::default() }
+    }
+
+    fn config(&self) -> Arc<Config> {
+        Arc::clone(&self.config.borrow())
     }
 
     /// Answers on a thread that may wait for the disk.
     fn answer(&self, work: impl FnOnce(&Config) -> Result<Json> + Send + 'static) -> Answer {
-        let config = Arc::clone(&self.config);
+        let config = self.config();
         Box::pin(async move {
             let done = tokio::task::spawn_blocking(move || work(&config)).await;
             done.map_err(|e| Error::internal(format!("an answer to the status page failed: {e}")))?
@@ -70,7 +76,7 @@ impl PageDesk {
 
 impl Desk for PageDesk {
     fn status(&self, troubles: Vec<Trouble>) -> Answer {
-        let (config, queues) = (Arc::clone(&self.config), Arc::clone(&self.queues));
+        let (config, queues) = (self.config(), Arc::clone(&self.queues));
         Box::pin(async move {
             let ledger = {
                 let config = Arc::clone(&config);

@@ -17,5 +17,5 @@ pub(super) async fn run(
         say!("{summary}");
         service::ready(summary);
     };
-    daemon::run(config, load, Arc::new(PageDesk::new(config)), ready).await.map(|()| 0)
+    daemon::run(config, load, |current| Arc::new(PageDesk::new(current)), ready).await.map(|()| 0)
 }

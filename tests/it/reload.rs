@@ -36,7 +36,8 @@ const FLIP: &str = "UPDATE features_featurestate SET enabled = NOT enabled WHERE
 
 #[tokio::test]
 async fn endpoints_come_change_and_go_without_a_restart_and_nothing_is_lost_meanwhile() {
-    let s = Scene::new().await;
+    let mut s = Scene::new().await;
+    s.installation = s.installation.with_ops();
     s.configure(TWO);
     s.installation.run(&["setup"]).await.success();
     let daemon = Daemon::start(&s.installation).await;
@@ -55,6 +56,9 @@ async fn endpoints_come_change_and_go_without_a_restart_and_nothing_is_lost_mean
     let kept = s.wait_for("/kept", 3).await;
     assert_eq!(new.len(), 1, "what was before it came is not sent to it");
     assert_eq!(kept.len(), 3);
+    // The status page knows them too.
+    let (_, shown) = s.installation.ops("/api/status").await;
+    assert!(shown.contains("/new\"") && shown.contains("/kept\"") && !shown.contains("/left\""), "{shown}");
     let said = daemon.stderr();
     for part in [
         "webhooks.endpoint \\\"left\\\"",
