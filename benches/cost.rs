@@ -150,19 +150,7 @@ impl Scene {
             Names { slot: "flagpost".into(), publication: "flagpost".into(), schema: "public".into() };
         let catalog = Catalog::read(&self.client, &info, "public").await.unwrap();
         let system_id = system_id(&self.client, &info).await.unwrap();
-        self.read(
-            Origin::Replication(Follow {
-                info,
-                names,
-                catalog,
-                system_id,
-                from,
-                until: None,
-                messages: false,
-            }),
-            from,
-        )
-        .await;
+        self.read(Origin::Replication(Follow::new(info, names, catalog, system_id, from)), from).await;
     }
 
     /// The outbox, and a task that reads it and takes away what it has read.

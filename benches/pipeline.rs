@@ -153,15 +153,7 @@ async fn our_stream(info: &ConnInfo, slot: &str, from: Lsn, end: Lsn) -> f64 {
     let (out, mut items) = mpsc::channel(QUEUE);
     let (_durable, receiver) = watch::channel(from);
     let channels = Channels::new(out, receiver);
-    let origin = Origin::Replication(Follow {
-        info: info.clone(),
-        names,
-        catalog,
-        system_id,
-        from,
-        until: None,
-        messages: false,
-    });
+    let origin = Origin::Replication(Follow::new(info.clone(), names, catalog, system_id, from));
     let stop = CancellationToken::new();
     let start = Instant::now();
     let feed = Feed::open(origin, channels).await.unwrap();

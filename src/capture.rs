@@ -22,7 +22,7 @@ use crate::ledger::{EventRecord, Purpose, Write};
 use crate::mirror::Mirror;
 use crate::pulse::{Pulse, Stage};
 use crate::schema::Table;
-use crate::source::{Catalog, ConnInfo, Delivery, Item, connect, fetch};
+use crate::source::{Catalog, ConnInfo, Delivery, Item, fetch, reuse};
 
 /// The position of a quiet stream is made durable this often: one small commit a second at the most (PITFALLS 2).
 const IDLE_CHECKPOINT: Duration = Duration::from_secs(1);
@@ -410,10 +410,7 @@ impl Rows {
     }
 
     async fn try_fetch(&mut self, table: Table, keys: &[Key]) -> Result<Vec<Row>> {
-        let client = match self.client.take().filter(|client| !client.is_closed()) {
-            Some(client) => client,
-            None => connect(&self.info).await?,
-        };
+        let client = reuse(self.client.take(), &self.info).await?;
         let rows = fetch(&client, &self.info, &self.catalog, table, keys).await;
         self.client = Some(client);
         rows

@@ -40,8 +40,8 @@ const WRITER_TELLS_WITHIN: Duration = Duration::from_millis(100);
 const NUDGE: Duration = Duration::from_secs(2);
 
 /// Runs until SIGTERM or SIGINT (then `Ok`), or until something is wrong that waiting does not mend. `load` reads the
-/// configuration, now and at each SIGHUP. `desk` makes who answers the status page, by the configuration that holds. `ready` is called once, when the mirror is loaded and
-/// the stream is open.
+/// configuration, now and at each SIGHUP. `desk` makes who answers the status page, by the configuration that holds. `ready` is
+/// called once, when the mirror is loaded and the stream is open.
 pub async fn run(
     config: &Config,
     load: impl Fn() -> Result<Config> + Send + Sync + 'static,
@@ -503,11 +503,11 @@ impl Running {
     /// After a failure: what still runs ends on its own, calls in flight first; what does not is cut off.
     async fn take_down(&mut self) {
         let Running { source, consumer, coverage, housekeeper, notifier, .. } = self;
-        end(consumer.handle()).await;
-        end(source.handle()).await;
-        end(coverage.handle()).await;
-        end(housekeeper.handle()).await;
-        end(notifier.handle()).await;
+        consumer.end(STOP_WITHIN).await;
+        source.end(STOP_WITHIN).await;
+        coverage.end(STOP_WITHIN).await;
+        housekeeper.end(STOP_WITHIN).await;
+        notifier.end(STOP_WITHIN).await;
     }
 
     /// The error of the stage that failed.
@@ -546,12 +546,6 @@ impl Running {
         }
         Stopped {}.tell();
         Ok(())
-    }
-}
-
-async fn end<T>(task: &mut JoinHandle<T>) {
-    if !task.is_finished() && tokio::time::timeout(STOP_WITHIN, &mut *task).await.is_err() {
-        task.abort();
     }
 }
 

@@ -180,18 +180,13 @@ pub fn origin(
     let from = ledger.checkpoint()?.unwrap_or_default();
     let (info, system_id) = (config.database.clone(), identity.system_id.clone());
     let Some(reader) = reader_of(&identity.slot) else {
-        return Ok(Origin::Replication(Follow {
-            info,
-            names: config.names.clone(),
-            catalog: catalog.clone(),
-            system_id,
-            from,
-            messages: config.heartbeat.is_some(),
-            until: match until {
-                Some(Until::Position(position)) => Some(position),
-                Some(Until::Snapshot(_)) | None => None,
-            },
-        }));
+        let until = match until {
+            Some(Until::Position(position)) => Some(position),
+            Some(Until::Snapshot(_)) | None => None,
+        };
+        let messages = config.heartbeat.is_some();
+        let follow = Follow::new(info, config.names.clone(), catalog.clone(), system_id, from);
+        return Ok(Origin::Replication(Follow { until, messages, ..follow }));
     };
     let cursor = ledger.cursor()?.unwrap_or_default();
     let place = cursor.parse().map_err(|e: String| {

@@ -2,6 +2,10 @@
 
 use std::fmt::Display;
 use std::future::pending;
+use std::time::Duration;
+
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
 
 use crate::error::{Error, Result};
 
@@ -26,14 +30,10 @@ where
     /// Its error. Never comes if it ends well: a stage that does has a neighbour that is gone, and the neighbour tells why.
     /// May be dropped at any time.
     pub(crate) async fn failure(&mut self) -> Error {
-        if self.ended.is_none() {
-            let answer = (&mut self.handle).await;
-            self.ended = Some(self.flattened(answer));
-        }
-        match self.ended.take() {
-            Some(Err(error)) => error,
+        match self.answer().await {
+            Err(error) => error,
             well => {
-                self.ended = well;
+                self.ended = Some(well);
                 pending().await
             }
         }
@@ -41,6 +41,11 @@ where
 
     /// How it ended, when it has.
     pub(crate) async fn result(mut self) -> Result<T> {
+        self.answer().await
+    }
+
+    /// What is kept, or else what the handle tells.
+    async fn answer(&mut self) -> Result<T> {
         match self.ended.take() {
             Some(ended) => ended,
             None => {
@@ -50,11 +55,6 @@ where
         }
     }
 
-    /// Its handle, to end it by.
-    pub(crate) fn handle(&mut self) -> &mut H {
-        &mut self.handle
-    }
-
     fn flattened(&self, answer: Result<Result<T>, E>) -> Result<T> {
         answer.unwrap_or_else(|error| {
             Err(Error::internal(format!("{} has died ({error}): this is a bug, please report it", self.who)))
@@ -62,12 +62,19 @@ where
     }
 }
 
+impl<T> Stage<T, JoinHandle<Result<T>>> {
+    /// Waits so long for it to end by itself, then cuts it off.
+    pub(crate) async fn end(&mut self, within: Duration) {
+        if !self.handle.is_finished() && timeout(within, &mut self.handle).await.is_err() {
+            self.handle.abort();
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
     use tokio::sync::oneshot;
-    use tokio::time::timeout;
 
     const MOMENT: Duration = Duration::from_millis(20);
 

@@ -16,7 +16,7 @@ use crate::config::{Config, Mode};
 use crate::error::Result;
 use crate::ledger::Reader;
 use crate::pulse::Pulse;
-use crate::source::{connect, outbox_facts, slot_facts};
+use crate::source::{outbox_facts, reuse, slot_facts};
 
 /// Between two samples.
 pub(super) const EVERY: Duration = Duration::from_secs(10);
@@ -141,10 +141,7 @@ impl Sampler {
 }
 
 async fn ask(config: &Config, client: Option<Client>) -> Result<(Client, Lag)> {
-    let client = match client.filter(|client| !client.is_closed()) {
-        Some(client) => client,
-        None => connect(&config.database).await?,
-    };
+    let client = reuse(client, &config.database).await?;
     let lag = match config.mode {
         Mode::Replication => {
             let slot = slot_facts(&client, &config.database, &config.names.slot).await?;

@@ -17,7 +17,7 @@ use crate::error::Result;
 use crate::fact::{ServiceManagerUntold, WatchdogWithheld};
 use crate::ledger::Reader;
 use crate::pulse::{Phase, Pulse, Trouble};
-use crate::source::{connect, outbox_facts, slot_facts};
+use crate::source::{outbox_facts, reuse, slot_facts};
 
 /// Between two lines of how we are.
 const STATUS_EVERY: Duration = Duration::from_secs(10);
@@ -95,10 +95,7 @@ async fn tell_how_we_are(config: &Config, server: &mut Option<Client>, pulse: &P
 
 /// How far we are behind. The connection is kept for the next time.
 async fn lag(config: &Config, server: &mut Option<Client>) -> Result<Option<String>> {
-    let client = match server.take().filter(|client| !client.is_closed()) {
-        Some(client) => client,
-        None => connect(&config.database).await?,
-    };
+    let client = reuse(server.take(), &config.database).await?;
     let lag = match config.mode {
         Mode::Replication => slot_facts(&client, &config.database, &config.names.slot)
             .await?

@@ -15,7 +15,7 @@ use super::catalog::Catalog;
 use super::conn_info::ConnInfo;
 use super::outbox::Outbox;
 use super::publication::Publication;
-use super::sql::connect;
+use super::sql::reuse;
 use crate::change::Lsn;
 use crate::error::{Error, Kind, Policy, RECOVER, Result};
 use crate::fact::CoverageUnknown;
@@ -94,10 +94,7 @@ impl Coverage {
     }
 
     async fn look(&mut self) -> Result<()> {
-        let client = match self.client.take().filter(|client| !client.is_closed()) {
-            Some(client) => client,
-            None => connect(&self.info).await?,
-        };
+        let client = reuse(self.client.take(), &self.info).await?;
         let missing = self.missing(&client).await;
         self.client = Some(client);
         let missing = missing?;

@@ -32,6 +32,13 @@ pub struct Follow {
     pub messages: bool,
 }
 
+impl Follow {
+    /// For ever, and without heartbeats.
+    pub fn new(info: ConnInfo, names: Names, catalog: Catalog, system_id: String, from: Lsn) -> Follow {
+        Follow { info, names, catalog, system_id, from, until: None, messages: false }
+    }
+}
+
 /// A stream that can be opened again.
 pub struct Following {
     follow: Follow,

@@ -12,7 +12,7 @@ use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
 
 use super::conn_info::ConnInfo;
-use super::sql::{connect, sql_error};
+use super::sql::{reuse, sql_error};
 use crate::error::Result;
 use crate::fact::HeartbeatFailed;
 
@@ -40,10 +40,7 @@ pub async fn beat(info: ConnInfo, every: Duration, stop: CancellationToken) {
 }
 
 async fn mark(info: &ConnInfo, kept: &mut Option<Client>) -> Result<()> {
-    let client = match kept.take().filter(|client| !client.is_closed()) {
-        Some(client) => client,
-        None => connect(info).await?,
-    };
+    let client = reuse(kept.take(), info).await?;
     // Not transactional: it is in the log at once and takes no transaction id.
     let sql = "SELECT pg_catalog.pg_logical_emit_message(false, $1, '')";
     client

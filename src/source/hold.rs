@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use super::conn_info::ConnInfo;
 use super::observe::{SlotFacts, slot_facts};
 use super::replication::Replication;
-use super::sql::connect;
+use super::sql::reuse;
 use crate::error::Result;
 use crate::fact::{
     SlotUnseen, WalExtended, WalHeldFine, WalHeldHigh, WalHeldLess, WalHeldOver, WalLost, WalReserved,
@@ -113,10 +113,7 @@ impl Hold {
     }
 
     async fn look(&mut self) -> Result<Option<SlotFacts>> {
-        let client = match self.client.take().filter(|client| !client.is_closed()) {
-            Some(client) => client,
-            None => connect(&self.info).await?,
-        };
+        let client = reuse(self.client.take(), &self.info).await?;
         let facts = slot_facts(&client, &self.info, &self.slot).await?;
         self.client = Some(client);
         Ok(facts)

@@ -58,6 +58,6 @@ pub use publication::{
 pub use replication::{Exported, Names, PLUGIN, Replication, Server, SlotState};
 pub use service::{Marks, Service, service_marks};
 pub use snapshot::{Progress, View, adopt, copy_tables, exported_view, fetch, present_view, server_clock};
-pub use sql::{connect, sql_error};
+pub use sql::{connect, reuse, sql_error};
 pub use stream::{Channels, Delivery, Item, QUEUE, Stream};
 pub use traces::{audits, histories};

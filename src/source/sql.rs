@@ -43,6 +43,14 @@ pub async fn connect(info: &ConnInfo) -> Result<Client> {
     connect_notified(info, Arc::new(Notify::new())).await
 }
 
+/// The connection that was kept, if it is still open, else a new one.
+pub async fn reuse(kept: Option<Client>, info: &ConnInfo) -> Result<Client> {
+    match kept.filter(|client| !client.is_closed()) {
+        Some(client) => Ok(client),
+        None => connect(info).await,
+    }
+}
+
 /// Opens an SQL connection, and passes on that a notification has come (PostgreSQL manual, "LISTEN").
 pub(super) async fn connect_notified(info: &ConnInfo, notified: Arc<Notify>) -> Result<Client> {
     let connecting = async {

@@ -11,25 +11,16 @@ use flagpost::demo::cluster::{Cluster, Options, Tls};
 use flagpost::demo::receiver::Answer;
 use rcgen::{CertificateParams, date_time_ymd};
 use serde_json::Value as Json;
-use tokio::time::Instant;
 use tokio_postgres::Client;
 
 use crate::check::{Scene, programs, report};
 use crate::cli::{assert_check, checks, program, site, toggle};
-use crate::support::process::{Daemon, Installation, LONG};
+use crate::support::process::{Daemon, Installation, LONG, until};
 use crate::support::raw::{Issuer, Raw, server};
 use crate::support::{Source, cluster_options};
 
 /// Leads to this machine too (Linux takes it for 127.0.0.1), which `check` does not know: to it the server is elsewhere.
 const ELSEWHERE: &str = "0.0.0.0";
-
-async fn until(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
-    let deadline = Instant::now() + LONG;
-    while !is_so().await {
-        assert!(Instant::now() < deadline, "{what}: not within {LONG:?}");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-}
 
 /// From now on this view of the server's has `expression` in a column's place. `false` where it has no such column.
 async fn pretend(client: &Client, view: &str, column: &str, expression: &str) -> bool {
@@ -102,7 +93,8 @@ async fn what_has_been_there_for_hours_is_told_and_ended_by_its_mend() {
     assert_check(&told, "slot-spill", "warn", "logical_decoding_work_mem = '256MB'");
     psql(&s.cluster, &sql_of(&told, "slot-spill"));
     // PostgreSQL 14 has a process for its statistics, which takes its time.
-    until("it is counted anew", async || checks(&s.check(0).await, "slot-spill")[0]["status"] == "ok").await;
+    until(LONG, "it is counted anew", async || checks(&s.check(0).await, "slot-spill")[0]["status"] == "ok")
+        .await;
     let memory: String = s.client.query_one("SHOW logical_decoding_work_mem", &[]).await.unwrap().get(0);
     assert_eq!(memory, "256MB");
 
@@ -175,7 +167,7 @@ async fn a_slot_that_the_server_is_about_to_give_up_is_told_until_it_has() {
 
     s.sql("ALTER SYSTEM SET max_slot_wal_keep_size = '64MB'").await;
     s.sql("SELECT pg_reload_conf()").await;
-    until("it is given up", async || {
+    until(LONG, "it is given up", async || {
         s.sql("CHECKPOINT").await;
         status().await == "lost"
     })
@@ -361,7 +353,7 @@ async fn the_way_to_a_server_elsewhere_is_looked_at() {
     };
     // The mends: the parameters, and another certificate.
     replace(400).await;
-    until("the server has the new certificate", async || {
+    until(LONG, "the server has the new certificate", async || {
         at(&verified).await["checks"].to_string().contains("is good for 399 days")
     })
     .await;
@@ -369,7 +361,7 @@ async fn the_way_to_a_server_elsewhere_is_looked_at() {
     assert_check(&well, "database-tls", "ok", "the server's name is verified");
     assert_check(&well, "database-certificate", "ok", "");
     replace(-2).await;
-    until("the server has the old certificate", async || {
+    until(LONG, "the server has the old certificate", async || {
         checks(&at(&verified).await, "connect")[0]["status"] == "fail"
     })
     .await;
@@ -435,7 +427,7 @@ async fn what_was_given_up_and_what_is_held_back_is_told_and_the_commands_of_the
     receiver.answer_others(Answer::status(500));
     let daemon = Daemon::start(&installation).await;
     toggle(&client).await;
-    until("it is given up", async || statuses(&installation, "dead-letters", "warn").await).await;
+    until(LONG, "it is given up", async || statuses(&installation, "dead-letters", "warn").await).await;
     let told = report(&installation, 0).await;
     assert_check(&told, "dead-letters", "warn", "given up, most of them to environment:");
     receiver.answer_others(Answer::status(200));
@@ -449,7 +441,7 @@ async fn what_was_given_up_and_what_is_held_back_is_told_and_the_commands_of_the
             .contains("would be sent again")
     );
     installation.run(&["replay", "--failed"]).await.success();
-    until("it is delivered", async || statuses(&installation, "dead-letters", "ok").await).await;
+    until(LONG, "it is delivered", async || statuses(&installation, "dead-letters", "ok").await).await;
     daemon.terminate().await.success();
 
     let installation = installation
@@ -460,7 +452,8 @@ async fn what_was_given_up_and_what_is_held_back_is_told_and_the_commands_of_the
     receiver.answer_others(Answer::status(503));
     let daemon = Daemon::start(&installation).await;
     toggle(&client).await;
-    until("a breaker is open", async || statuses(&installation, "endpoint-breaker", "warn").await).await;
+    until(LONG, "a breaker is open", async || statuses(&installation, "endpoint-breaker", "warn").await)
+        .await;
     let told = report(&installation, 0).await;
     let found = checks(&told, "endpoint-breaker")[0];
     let key = found["message"].as_str().unwrap().split(' ').next().unwrap();
@@ -477,7 +470,7 @@ async fn what_was_given_up_and_what_is_held_back_is_told_and_the_commands_of_the
         let key = held["message"].as_str().unwrap().split(' ').next().unwrap();
         installation.run(&["resume", key]).await.success();
     }
-    until("nothing is held", async || statuses(&installation, "endpoints-held", "ok").await).await;
+    until(LONG, "nothing is held", async || statuses(&installation, "endpoints-held", "ok").await).await;
     daemon.terminate().await.success();
 }
 

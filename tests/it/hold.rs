@@ -1,7 +1,7 @@
 //! A daemon that cannot get on holds the server's log: it says so in time, and where it was told to, it lets the server off.
 
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use flagpost::demo::cluster::Options;
 use flagpost::demo::receiver::{Received, Receiver};
@@ -11,7 +11,7 @@ use tokio_postgres::Client;
 use crate::cli::{count, site};
 use crate::outage::fill_up;
 use crate::support::Source;
-use crate::support::process::{Daemon, Installation};
+use crate::support::process::{Daemon, Installation, until};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 const PLAIN: &str = "/dev-plain";
@@ -23,14 +23,6 @@ struct Scene {
     receiver: Receiver,
     installation: Installation,
     _cluster: flagpost::demo::cluster::Cluster,
-}
-
-async fn until(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !is_so().await {
-        assert!(Instant::now() < deadline, "{what}: not within {PATIENCE:?}");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
 }
 
 impl Scene {
@@ -70,7 +62,7 @@ impl Scene {
         for n in 0..20 {
             self.set(&format!("{n}-{}", "x".repeat(19_000))).await;
         }
-        until("it stops reading", async || daemon.stderr().contains("until there is room")).await;
+        until(PATIENCE, "it stops reading", async || daemon.stderr().contains("until there is room")).await;
         ballast
     }
 
@@ -107,7 +99,7 @@ async fn what_the_server_keeps_for_us_is_told_once_when_it_becomes_much_and_when
         for _ in 0..amount {
             s.write_log().await;
         }
-        until(part, async || daemon.stderr().contains(part)).await;
+        until(PATIENCE, part, async || daemon.stderr().contains(part)).await;
     }
     tokio::time::sleep(Duration::from_millis(2_500)).await;
     let said = daemon.stderr();
@@ -118,7 +110,7 @@ async fn what_the_server_keeps_for_us_is_told_once_when_it_becomes_much_and_when
     std::fs::remove_file(&ballast).unwrap();
     s.set("after").await;
     s.wait_for_value("after").await;
-    until("it is told that it is over", async || {
+    until(PATIENCE, "it is told that it is over", async || {
         s.client.batch_execute("CHECKPOINT").await.unwrap();
         daemon.stderr().contains("the server keeps little of its log for the slot again")
     })
@@ -138,7 +130,7 @@ async fn the_last_resort_lets_the_server_off_and_a_recovery_brings_receivers_rig
     let kept = s.installation.folder().join("kept");
     copy(&s.state_of(&daemon), &kept);
     let mut written = 0;
-    until("the slot is dropped", async || {
+    until(PATIENCE, "the slot is dropped", async || {
         if written < 10 {
             s.write_log().await;
             written += 1;
@@ -190,7 +182,7 @@ async fn a_slot_that_the_server_has_given_up_is_told_and_recovered() {
     assert!(slot["safe_bytes"].as_i64().is_some_and(|bytes| bytes > 0), "{status:#}");
     // Nobody runs.
     s.set("missed").await;
-    until("the server gives the slot up", async || {
+    until(PATIENCE, "the server gives the slot up", async || {
         s.write_log().await;
         s.client.batch_execute("CHECKPOINT").await.unwrap();
         let sql = "SELECT wal_status = 'lost' FROM pg_replication_slots";

@@ -1,12 +1,10 @@
 //! What an operator can do: look events up, send them again, hold an endpoint back, try one; beside a daemon and without one.
 
-use std::time::{Duration, Instant};
-
 use flagpost::demo::receiver::{Answer, Receiver};
 use serde_json::Value as Json;
 
 use crate::delivery::{PATIENCE, Scene, at, id, value};
-use crate::support::process::{Daemon, Output};
+use crate::support::process::{Daemon, Output, until};
 
 const PLAIN: &str = "/dev-plain";
 const SIGNED: &str = "/dev-signed";
@@ -15,14 +13,6 @@ const PLAIN_KEY: &str = "environment:2";
 const SIGNED_KEY: &str = "environment:1";
 /// Its secret.
 const SECRET: &str = "s3cr3t";
-
-async fn until(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !is_so().await {
-        assert!(Instant::now() < deadline, "{what}: not within {PATIENCE:?}");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-}
 
 impl Scene {
     async fn run(&self, arguments: &[&str]) -> Output {
@@ -48,7 +38,7 @@ impl Scene {
 
     /// Waits until so many deliveries of an endpoint are in this state.
     async fn count(&self, key: &str, state: &str, count: u64) {
-        until(&format!("{count} {state} at {key}"), async || {
+        until(PATIENCE, &format!("{count} {state} at {key}"), async || {
             self.endpoint(key).await[state].as_u64() == Some(count)
         })
         .await;
@@ -144,11 +134,11 @@ async fn log_goes_on_with_what_happens_and_with_what_becomes_of_it() {
     let follow = Daemon::at_once(&s.installation, &["log", "--follow", "--json"]);
     let seen =
         || -> Vec<Json> { follow.stdout().lines().map(|line| serde_json::from_str(line).unwrap()).collect() };
-    until("the last events are there", async || seen().len() == 1).await;
+    until(PATIENCE, "the last events are there", async || seen().len() == 1).await;
     s.receiver.script(PLAIN, [Answer::status(500)]);
     s.set_value("after").await;
     let fate = |event: &Json| event["deliveries"][1]["status"].as_str().unwrap().to_owned();
-    until("the new event and its end are there", async || {
+    until(PATIENCE, "the new event and its end are there", async || {
         seen().iter().any(|event| event["sequence"] == 2 && fate(event) == "delivered")
     })
     .await;
@@ -355,7 +345,7 @@ async fn status_and_check_say_what_holds_deliveries_back() {
     s.receiver.answer(PLAIN, Answer::status(410));
     s.receiver.answer(SIGNED, Answer::status(503));
     s.set_value("a").await;
-    until("one is paused, the other's breaker open", async || {
+    until(PATIENCE, "one is paused, the other's breaker open", async || {
         !s.endpoint(PLAIN_KEY).await["paused"].is_null() && !s.endpoint(SIGNED_KEY).await["breaker"].is_null()
     })
     .await;

@@ -2,7 +2,7 @@
 
 use std::io::Write;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use flagpost::demo::receiver::{Answer, Received};
 use flagpost::event::EndpointKey;
@@ -10,7 +10,7 @@ use flagpost::ledger::Operator;
 use serde_json::Value as Json;
 
 use crate::delivery::{PATIENCE, Scene, at, id, value};
-use crate::support::process::Daemon;
+use crate::support::process::{Daemon, until};
 
 const PLAIN: &str = "/dev-plain";
 
@@ -19,14 +19,6 @@ fn number(status: &Json, path: &str, key: &str) -> u64 {
     let endpoints = status["endpoints"].as_array().unwrap();
     let endpoint = endpoints.iter().find(|e| e["url"].as_str().is_some_and(|url| url.ends_with(path)));
     endpoint.unwrap_or_else(|| panic!("{path} is not in {status:#}"))[key].as_u64().unwrap()
-}
-
-async fn until(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !is_so().await {
-        assert!(Instant::now() < deadline, "{what}: not within {PATIENCE:?}");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
 }
 
 #[tokio::test]
@@ -42,7 +34,7 @@ async fn an_open_breaker_probes_with_one_delivery_and_lets_everything_go_once_th
     let daemon = Daemon::start(&s.installation).await;
     s.receiver.answer(PLAIN, Answer::status(500));
     s.sql("UPDATE features_featurestate SET enabled = NOT enabled WHERE id > 1000").await;
-    until("the breaker opens", async || daemon.stderr().contains("its breaker is open")).await;
+    until(PATIENCE, "the breaker opens", async || daemon.stderr().contains("its breaker is open")).await;
     // What was under way ends, and then only probes come, half a second to a second apart.
     s.wait_for("/dev-signed", 60).await;
     tokio::time::sleep(Duration::from_millis(300)).await;
@@ -74,7 +66,7 @@ async fn an_open_breaker_outlives_a_restart() {
     let daemon = Daemon::start(&s.installation).await;
     s.receiver.answer(PLAIN, Answer::status(500));
     s.set_value("a").await;
-    until("the breaker opens", async || daemon.stderr().contains("its breaker is open")).await;
+    until(PATIENCE, "the breaker opens", async || daemon.stderr().contains("its breaker is open")).await;
     daemon.terminate().await.success();
     let calls = at(&s.receiver.all(), PLAIN).len();
     let daemon = Daemon::start(&s.installation).await;
@@ -117,7 +109,7 @@ async fn retry_after_is_kept_for_the_whole_endpoint() {
     s.receiver.script(PLAIN, [Answer::status(429).header("retry-after", "2")]);
     s.sql("UPDATE features_featurestate SET enabled = NOT enabled WHERE id = 1001").await;
     let first = s.wait_for(PLAIN, 1).await.remove(0);
-    until("the answer is on record", async || daemon.stderr().contains("delivery failed")).await;
+    until(PATIENCE, "the answer is on record", async || daemon.stderr().contains("delivery failed")).await;
     s.sql("UPDATE features_featurestate SET enabled = NOT enabled WHERE id IN (1002, 1003)").await;
     let got = s.wait_for(PLAIN, 4).await;
     for other in &got[1..] {
@@ -148,7 +140,7 @@ async fn what_waited_too_long_behind_an_open_breaker_becomes_a_dead_letter_and_i
     let s = s.with("FLAGPOST_DELIVERY_MAX_AGE", "1s");
     tokio::time::sleep(Duration::from_millis(1_100)).await;
     let daemon = Daemon::start(&s.installation).await;
-    until("they are given up", async || number(&s.status().await, PLAIN, "dead") == 3).await;
+    until(PATIENCE, "they are given up", async || number(&s.status().await, PLAIN, "dead") == 3).await;
     assert_eq!(number(&s.status().await, PLAIN, "pending"), 0);
     daemon.terminate().await.success();
 }
@@ -162,15 +154,18 @@ async fn retention_forgets_what_is_over_and_never_what_is_still_to_be_sent() {
         s.set_value(value).await;
     }
     s.wait_for("/dev-signed", 3).await;
-    until("it is on record", async || number(&s.status().await, "/dev-signed", "delivered") == 3).await;
+    until(PATIENCE, "it is on record", async || number(&s.status().await, "/dev-signed", "delivered") == 3)
+        .await;
     daemon.terminate().await.success();
     let events = async |s: &Scene| s.status().await["ledger"]["events"].as_u64().unwrap();
     assert_eq!(events(&s).await, 3);
     // Everything is too old and too large, but it is pending for one endpoint.
     let s = s.with("FLAGPOST_STATE_RETENTION", "1ms").with("FLAGPOST_STATE_MAX_SIZE", "1");
     let daemon = Daemon::start(&s.installation).await;
-    until("it says so", async || daemon.stderr().contains("still to be sent: nothing of it is dropped"))
-        .await;
+    until(PATIENCE, "it says so", async || {
+        daemon.stderr().contains("still to be sent: nothing of it is dropped")
+    })
+    .await;
     assert_eq!(events(&s).await, 3);
     s.receiver.clear();
     s.receiver.answer(PLAIN, Answer::status(200));
@@ -182,11 +177,11 @@ async fn retention_forgets_what_is_over_and_never_what_is_still_to_be_sent() {
     };
     let got = s.receiver.wait_for(|all| values(all).len() >= 3, PATIENCE).await.unwrap_or_else(|all| all);
     assert_eq!(values(&got), ["a", "b", "c"]);
-    until("it is on record", async || number(&s.status().await, PLAIN, "delivered") == 3).await;
+    until(PATIENCE, "it is on record", async || number(&s.status().await, PLAIN, "delivered") == 3).await;
     daemon.terminate().await.success();
     s.receiver.clear();
     let daemon = Daemon::start(&s.installation).await;
-    until("they are forgotten", async || events(&s).await == 0).await;
+    until(PATIENCE, "they are forgotten", async || events(&s).await == 0).await;
     // A flag's numbers go on.
     s.set_value("d").await;
     let got = s.wait_for(PLAIN, 1).await;
@@ -252,7 +247,7 @@ async fn metrics_tell_of_queues_pauses_and_breakers_while_it_runs() {
         r#"flagpost_endpoint_breaker_open{endpoint="environment:2"} 1"#,
     ];
     let mut metrics = String::new();
-    until("the metrics say so", async || {
+    until(PATIENCE, "the metrics say so", async || {
         metrics = s.installation.metrics().await;
         expected.iter().all(|line| metrics.lines().any(|l| l == *line))
     })
@@ -290,7 +285,7 @@ async fn a_full_disk_stops_the_reading_loses_nothing_and_goes_on_by_itself() {
     for value in &values {
         s.set_value(value).await;
     }
-    until("it says so", async || daemon.stderr().contains("until there is room")).await;
+    until(PATIENCE, "it says so", async || daemon.stderr().contains("until there is room")).await;
     assert!(daemon.stderr().contains("wal_held_bytes="), "{}", daemon.stderr());
     let slot = "SELECT pg_current_wal_lsn() - confirmed_flush_lsn > 1000 FROM pg_replication_slots";
     let metrics = s.installation.metrics().await;
@@ -305,7 +300,7 @@ async fn a_full_disk_stops_the_reading_loses_nothing_and_goes_on_by_itself() {
     tokio::time::sleep(Duration::from_secs(2)).await;
     assert_eq!(daemon.stderr().matches("until there is room").count(), 1, "{}", daemon.stderr());
     std::fs::remove_file(&ballast).unwrap();
-    until("everything has come", async || {
+    until(PATIENCE, "everything has come", async || {
         at(&s.receiver.all(), PLAIN).iter().any(|r| value(r) == values[values.len() - 1])
     })
     .await;

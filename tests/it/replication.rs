@@ -66,15 +66,15 @@ impl Setting {
     }
 
     pub(crate) async fn follow(&self) -> tokio::task::JoinHandle<Result<Option<Feed>>> {
-        let origin = Origin::Replication(Follow {
-            info: self.info.clone(),
-            names: self.names.clone(),
-            catalog: self.catalog.clone(),
-            system_id: Replication::connect(&self.info).await.unwrap().server().system_id.clone(),
-            from: self.from,
-            until: None,
-            messages: false,
-        });
+        self.follow_with(false).await
+    }
+
+    /// With heartbeats, or without.
+    async fn follow_with(&self, messages: bool) -> tokio::task::JoinHandle<Result<Option<Feed>>> {
+        let system_id = Replication::connect(&self.info).await.unwrap().server().system_id.clone();
+        let (info, names, catalog) = (self.info.clone(), self.names.clone(), self.catalog.clone());
+        let follow = Follow::new(info, names, catalog, system_id, self.from);
+        let origin = Origin::Replication(Follow { messages, ..follow });
         let stop = self.stop.clone();
         let feed = Feed::open(origin, self.channels.clone()).await.unwrap();
         tokio::spawn(async move { feed.follow(&stop).await })
@@ -288,15 +288,7 @@ async fn a_slot_that_was_dropped_moved_or_belongs_to_another_cluster_stops_us() 
     let system_id = Replication::connect(&s.info).await.unwrap().server().system_id.clone();
     let open = |from, system_id: &str| {
         let (info, names, catalog) = (s.info.clone(), s.names.clone(), s.catalog.clone());
-        let follow = Follow {
-            info,
-            names,
-            catalog,
-            system_id: system_id.to_owned(),
-            from,
-            until: None,
-            messages: false,
-        };
+        let follow = Follow::new(info, names, catalog, system_id.to_owned(), from);
         Feed::open(Origin::Replication(follow), s.channels.clone())
     };
     let error = open(s.from, "1").await.err().unwrap();

@@ -44,6 +44,13 @@ fn wrong_with(weight: Weight, says: impl Into<String>, mend: impl Into<String>) 
     Wrong { weight, says: says.into(), mend: mend.into(), endpoint: None }
 }
 
+fn missed(since: &str) -> String {
+    format!(
+        "What changed since {since} was missed: run \"flagpost check\", then \"flagpost recover\", which tells receivers the \
+         difference."
+    )
+}
+
 /// The worst first. `troubles` is what the daemon's stages tell.
 pub(in crate::cli) fn wrong(config: &Config, status: &Status, troubles: &[Trouble]) -> Vec<Wrong> {
     let mut all: Vec<Wrong> = troubles.iter().map(|trouble| of_daemon(config, trouble)).collect();
@@ -130,7 +137,7 @@ fn of_slot(config: &Config, database: &DatabasePart, all: &mut Vec<Wrong>) {
         all.push(wrong_with(
             Weight::Bad,
             format!("The replication slot {:?} is gone.", config.names.slot),
-            "What changed since it went was missed: run \"flagpost check\", then \"flagpost recover\", which tells receivers the difference.",
+            missed("it went"),
         ));
         return;
     };
@@ -138,7 +145,7 @@ fn of_slot(config: &Config, database: &DatabasePart, all: &mut Vec<Wrong>) {
         "lost" => all.push(wrong_with(
             Weight::Bad,
             "The server has given up the replication slot: it needed log that is not there any more.",
-            "What changed since then was missed: run \"flagpost check\", then \"flagpost recover\", which tells receivers the difference.",
+            missed("then"),
         )),
         "unreserved" => all.push(wrong_with(
             Weight::Bad,
@@ -152,11 +159,7 @@ fn of_slot(config: &Config, database: &DatabasePart, all: &mut Vec<Wrong>) {
 
 fn of_outbox(database: &DatabasePart, all: &mut Vec<Wrong>) {
     let Some(outbox) = &database.outbox else {
-        all.push(wrong_with(
-            Weight::Bad,
-            "The outbox is not there.",
-            "What changed since it went was missed: run \"flagpost check\", then \"flagpost recover\", which tells receivers the difference.",
-        ));
+        all.push(wrong_with(Weight::Bad, "The outbox is not there.", missed("it went")));
         return;
     };
     if outbox.full {
