@@ -118,6 +118,8 @@ pub enum Message<'a> {
         lsn: Lsn,
         /// Whose it is; in whatever encoding.
         prefix: &'a [u8],
+        /// What it says; any bytes.
+        content: &'a [u8],
     },
 }
 
@@ -151,6 +153,10 @@ pub fn decode(bytes: &[u8]) -> Result<Message<'_>> {
             is_transactional: input.byte()? & 1 == 1,
             lsn: input.lsn()?,
             prefix: input.bytes_to_zero()?,
+            content: {
+                let length = input.u32()? as usize;
+                input.take(length)?
+            },
         },
         other => return Err(Malformed::Unknown(other)),
     })
@@ -357,11 +363,13 @@ mod tests {
             }
             Message::Origin => out.extend_from_slice(b"O\0\0\0\0\0\0\0\x01name\0"),
             Message::Type => out.extend_from_slice(b"Y\0\0\0\x01ns\0name\0"),
-            Message::Logical { is_transactional, lsn, prefix } => {
+            Message::Logical { is_transactional, lsn, prefix, content } => {
                 out.extend_from_slice(&[b'M', u8::from(*is_transactional)]);
                 out.extend_from_slice(&lsn.0.to_be_bytes());
                 out.extend_from_slice(prefix);
-                out.extend_from_slice(b"\0\0\0\0\x01x");
+                out.push(0);
+                out.extend_from_slice(&u32::try_from(content.len()).unwrap().to_be_bytes());
+                out.extend_from_slice(content);
             }
         }
         out
@@ -392,7 +400,7 @@ mod tests {
             Message::Truncate { relations: vec![1, 2, 3] },
             Message::Origin,
             Message::Type,
-            Message::Logical { is_transactional: false, lsn: Lsn(7), prefix: b"p\xff" },
+            Message::Logical { is_transactional: false, lsn: Lsn(7), prefix: b"p\xff", content: b"\0x\xfe" },
         ]
     }
 
@@ -407,8 +415,7 @@ mod tests {
     fn a_message_cut_short_anywhere_is_an_error() {
         for message in examples() {
             let bytes = encode(&message);
-            let body_is_skipped =
-                matches!(message, Message::Origin | Message::Type | Message::Logical { .. });
+            let body_is_skipped = matches!(message, Message::Origin | Message::Type);
             for length in 0..bytes.len() {
                 let result = decode(&bytes[..length]);
                 assert!(result.is_err() || (body_is_skipped && length > 0), "{message:?} cut to {length}");

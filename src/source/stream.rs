@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::assemble::Assembler;
 use super::catalog::Catalog;
-use super::heartbeat::PREFIX;
+use super::heartbeat::time_of;
 use super::pgoutput::{Message, decode, from_postgres_epoch, to_postgres_epoch};
 use super::replication::{Names, Replication};
 use super::wire::{Frame, Wire};
@@ -315,11 +315,12 @@ impl Stream {
                 "the server sent {e}: nothing was confirmed; restart flagpost, report it if it stays"
             ))
         })?;
-        // One that belongs to no transaction comes where it stands in the log: after all that was committed before it.
-        if let Message::Logical { is_transactional: false, lsn, prefix } = message
-            && prefix == PREFIX.as_bytes()
+        // One that belongs to no transaction comes where it stands in the log: after all that was committed before it. It proves
+        // silence until it was left, not until the server has come to read it.
+        if let Message::Logical { is_transactional: false, lsn, prefix, content } = message
+            && let Some(left_at) = time_of(prefix, content)
         {
-            return self.alive(lsn, server_time, stop).await;
+            return self.alive(lsn, left_at, stop).await;
         }
         let Some(transaction) = self.assembler.take(message)? else { return Ok(true) };
         // A server may start a little before the position that was asked for; what was handed on is not handed on twice.

@@ -447,3 +447,22 @@ async fn a_server_without_tls_is_refused_when_tls_is_asked_for() {
         assert_eq!(connect(&info).await.is_ok(), is_in, "{mode}");
     }
 }
+
+#[tokio::test]
+async fn a_heartbeat_proves_silence_until_it_was_left_and_not_until_it_is_read() {
+    let mut s = Setting::new(cluster_options(), 64).await;
+    s.make_flag().await;
+    // As a server that is behind would bring it, between two commits of one click: long after both.
+    const LEFT_AT: i64 = 1_700_000_000_000_000;
+    s.sql(&format!("SELECT pg_logical_emit_message(false, 'flagpost', '{LEFT_AT}')")).await;
+    s.sql("SELECT pg_logical_emit_message(false, 'flagpost', 'none of ours')").await;
+    let task = s.follow_with(true).await;
+    loop {
+        let delivery = tokio::time::timeout(PATIENCE, s.items.recv()).await.unwrap().unwrap();
+        if matches!(delivery.item, Item::Alive { .. }) && delivery.server_time.0 == LEFT_AT {
+            break;
+        }
+    }
+    s.stop.cancel();
+    task.await.unwrap().unwrap();
+}
